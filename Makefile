@@ -1,0 +1,43 @@
+# Two commands do everything: `make repro` runs the pipeline, `make test` the tests.
+# Both first build .venv (once) from the pinned versions in constraints.txt.
+
+PYTHON ?= python3.11
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+
+.PHONY: help repro test lab notebooks format clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+repro: .venv/installed  ## run the pipeline: prepare, train, evaluate and draw what changed
+	dvc pull --quiet data.dvc
+	dvc repro
+
+test: .venv/installed  ## check style, run the tests and compare the notebooks' outputs
+	ruff check .
+	ruff format --check .
+	dvc pull --quiet data.dvc
+	pytest
+
+lab: .venv/installed  ## open JupyterLab
+	dvc pull --quiet data.dvc
+	jupyter lab notebooks
+
+notebooks: .venv/installed  ## run the notebooks as they are committed and keep their outputs
+	rm -rf scratch
+	jupyter execute --inplace $(NOTEBOOKS)
+	nbstripout --keep-output --keep-count --extra-keys \
+		"cell.metadata.execution metadata.language_info.version" $(NOTEBOOKS)
+
+format: .venv/installed  ## format code and notebooks
+	ruff check --fix .
+	ruff format .
+
+clean:  ## remove what runs and tests leave behind, but no result
+	rm -rf scratch .pytest_cache .ruff_cache
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[all]'
+	touch $@

@@ -1,0 +1,1 @@
+"""What SRVP is compared with."""

@@ -1,0 +1,224 @@
+"""BAIR robot pushing (small): a robot arm that pushes objects. RGB, 64x64, 30 frames a video.
+
+From `bair_robot_pushing_dataset_v0.tar` or the TFRecord files in it to the published sets: all
+videos of `train` to train on, and all 30 frames of those of `test` to test on, from the camera
+`image_aux1`. Frames are stored byte for byte, with `actions` (4 numbers) and `positions` of the end
+effector (3). TFRecords are read without TensorFlow, and every checksum in them is verified. Videos
+are in the order of their files' names as strings, as in the official code.
+"""
+
+import gzip
+import hashlib
+import re
+import struct
+import tarfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import google_crc32c
+import numpy as np
+
+from srvp.data import staging
+from srvp.data.prepared import train_validation_split
+from srvp.data.raw import REPLACE, RawFile, intact, tar_files
+
+FRAMES = 30
+SHAPE = (64, 64, 3)
+VIDEOS = {"train": 43264, "test": 256}  # of the whole set
+RECORDS = re.compile(r"(?:.*/)?(train|test)/([^/]+)\.tfrecords")
+GZIP_MAGIC = b"\x1f\x8b\x08"
+
+
+def prepare(
+    raw: Path,
+    out: Path,
+    *,
+    seed: int = 42,
+    workers: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Write `out/train` and `out/test` from the raw files.
+
+    Args:
+        raw: folder that holds, at any depth, the tar archive or `{train,test}/*.tfrecords`.
+        out: folder for the two folds.
+        seed: of the split into training and validation.
+        workers: processes that read, by default one per core.
+        progress: show a progress bar and notes on the raw data.
+
+    Raises:
+        FileNotFoundError: there is no file of a fold.
+        ValueError: a raw file is damaged. What is finished is kept for the next run.
+    """
+    raw = Path(raw)
+    found = find_records(raw)
+    staging.prepare(
+        out,
+        [
+            staging.Job(fold, name, file.label, file.size, partial(_read, name, file))
+            for (fold, name), file in found.items()
+        ],
+        partial(_describe, seed=seed),
+        manifest={
+            "dataset": "bair",
+            "settings": {"seed": seed},
+            "raw": staging.raw_sizes(raw, {file.path for file in found.values()}),
+        },
+        workers=workers,
+        progress=progress,
+    )
+
+
+def find_records(raw: Path) -> dict[tuple[str, str], RawFile]:
+    """Return the record files by fold and name; one in an archive comes first."""
+    found = {}
+    for path in raw.rglob("*.tfrecords"):
+        if match := RECORDS.fullmatch(path.as_posix()):
+            found[match[1], match[2]] = RawFile(path, None, path.stat().st_size)
+    for path in raw.rglob("*.tar"):
+        for member in _members(path):
+            if match := RECORDS.fullmatch(member.name):
+                found[match[1], match[2]] = RawFile(path, member.name, member.size)
+    for fold in VIDEOS:
+        if all(fold != found_fold for found_fold, _ in found):
+            raise FileNotFoundError(
+                f"{raw} holds no {fold}/*.tfrecords: it needs bair_robot_pushing_dataset_v0.tar, "
+                "or the folder softmotion30_44k in it"
+            )
+    return dict(sorted(found.items()))
+
+
+def _members(path: Path) -> list[tarfile.TarInfo]:
+    """Return the files of an uncompressed tar archive, which must end as a whole one does."""
+    with intact(path), tarfile.open(path, "r:") as tar:
+        members = list(tar_files(path, tar))
+        tar.fileobj.seek(-1024, 2)
+        if any(tar.fileobj.read(1024)):
+            raise EOFError("it lacks the two empty blocks at the end")
+    return members
+
+
+def _read(name: str, file: RawFile) -> Iterator[staging.Video]:
+    with file.open() as content:
+        checksum = hashlib.file_digest(content, "sha256").hexdigest()
+        content.seek(0)
+        for number, record in enumerate(read_records(content, file.label), 1):
+            frames, actions, positions = parse_video(record, f"record {number} of {file.label}")
+            extras = {"actions": actions, "positions": positions}
+            yield staging.Video(f"{name}/{number:03d}", frames, extras, file.label, checksum)
+
+
+def read_records(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """Yield the records of a TFRecord file, plain or compressed by gzip.
+
+    Args:
+        file: open for reading, with `peek`.
+        name: of the file, for messages.
+
+    Raises:
+        ValueError: a record is cut off or has a bad checksum.
+        EOFError, gzip.BadGzipFile, zlib.error: the compressed file is damaged.
+    """
+    if file.peek(3)[:3] == GZIP_MAGIC:
+        file = gzip.GzipFile(fileobj=file)
+    number = 0
+    while file.peek(1):
+        number += 1
+        where = f"record {number} of {name}"
+        (length,) = struct.unpack("<Q", _read_checked(file, 8, where))
+        yield _read_checked(file, length, where)
+
+
+def _read_checked(file: BinaryIO, size: int, where: str) -> bytes:
+    """Read `size` bytes and the masked CRC-32C that follows them."""
+    data, checksum = file.read(size), file.read(4)
+    if len(checksum) < 4:
+        raise ValueError(f"{where} is cut off: {REPLACE}")
+    if masked_crc(data) != struct.unpack("<I", checksum)[0]:
+        raise ValueError(f"{where} has a bad checksum: {REPLACE}")
+    return data
+
+
+def masked_crc(data: bytes) -> int:
+    """Return the CRC-32C of `data` as TFRecord files store it: rotated, plus a constant."""
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def parse_video(record: bytes, where: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return frames uint8 (30, 3, 64, 64), actions (30, 4) and positions (30, 3), float32.
+
+    Raises:
+        ValueError: the record, called `where` in the message, is no BAIR video.
+    """
+    try:
+        features = _parse_example(record)
+        frames = [_bytes(features[f"{t}/image_aux1/encoded"]) for t in range(FRAMES)]
+        actions = [_floats(features[f"{t}/action"], 4) for t in range(FRAMES)]
+        positions = [_floats(features[f"{t}/endeffector_pos"], 3) for t in range(FRAMES)]
+        images = np.stack([np.frombuffer(frame, np.uint8).reshape(SHAPE) for frame in frames])
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"{where} is no BAIR video ({error}): {REPLACE}") from None
+    return images.transpose(0, 3, 1, 2), np.stack(actions), np.stack(positions)
+
+
+# tf.train.Example, a protocol-buffer message:
+#   Example {1: Features {1: entries {1: key, 2: Feature}}}
+#   Feature {1: BytesList {1: values}} or {2: FloatList {1: values, packed or not}}
+
+
+def _parse_example(record: bytes) -> dict[str, memoryview]:
+    """Return the features of an example by key."""
+    features = {}
+    for _, content in _fields(memoryview(record)):
+        for _, entry in _fields(content):
+            parts = dict(_fields(entry))
+            features[str(parts[1], "utf-8")] = parts[2]
+    return features
+
+
+def _bytes(feature: memoryview) -> memoryview:
+    return dict(_fields(dict(_fields(feature))[1]))[1]
+
+
+def _floats(feature: memoryview, count: int) -> np.ndarray:
+    values = b"".join(value for _, value in _fields(dict(_fields(feature))[2]))
+    return np.frombuffer(values, "<f4").reshape(count)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield number and content of a message's fields, all of 4 bytes or of a given length."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        size = 4
+        if tag & 7 == 2:
+            size, at = _varint(message, at)
+        elif tag & 7 != 5:
+            raise ValueError(f"unexpected wire type {tag & 7}")
+        yield tag >> 3, message[at : at + size]
+        at += size
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """Return the number that starts at a position, 7 bits a byte, and the position after it."""
+    number = shift = 0
+    while True:
+        byte = message[at]
+        number |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return number, at
+
+
+def _describe(fold: str, names: list[str], lengths: list[int], *, seed: int) -> staging.Fold:
+    notes = []
+    if len(names) != VIDEOS[fold]:
+        notes.append(f"{len(names)} videos in {fold}, of {VIDEOS[fold]} in the whole set")
+    if fold == "train":
+        validation = train_validation_split(len(names), seed)[1].tolist()
+        return staging.Fold(validation=validation, notes=notes)
+    clips = [(video, 0) for video in range(len(names))]
+    return staging.Fold(clips=clips, clip_frames=FRAMES, notes=notes)

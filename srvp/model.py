@@ -1,0 +1,364 @@
+"""SRVP: stochastic latent residual video prediction (Franceschi et al., ICML 2020).
+
+The generative model (section 3.1 of the paper), for a video x_1, ..., x_T:
+
+    y_1     ~ N(0, I)                               first state
+    z_{t+1} ~ N(mu_theta(y_t), sigma_theta(y_t))    stochastic variable of a frame, the prior p
+    y_{t+1} = y_t + dt f_theta(y_t, z_{t+1})        residual update: `euler_steps` of them a frame,
+                                                    dt = 1 / euler_steps, all with the same z_{t+1}
+    x_t     ~ N(g_theta(y_t, w), nu)                frame; w is the content, the same at all times
+
+and the approximate posterior (section 3.2), with encodings h_t of the frames:
+
+    w            from any k frames, whatever their order
+    q(y_1)       from h_1, ..., h_k
+    q(z_t)       from h_1, ..., h_t, by an LSTM
+
+    frame     1      2      3    ...    T
+              h_1    h_2    h_3  ...   h_T       encodings
+              y_1 -> y_2 -> y_3  ...-> y_T       states
+                     z_2    z_3  ...   z_T       z_t moves the state from frame t - 1 to frame t
+
+Shapes: B videos, T frames, C channels; x (B, T, C, 64, 64) in [0, 1]; h (B, T, nhx);
+y (B, T, ny); z (B, T - 1, nz), z[:, 0] being the paper's z_2; w (B, nh_inf).
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
+from torch.nn import functional as F
+
+from srvp import networks
+from srvp.config import Count, ModelConfig, Real, register_model
+
+
+@dataclass(frozen=True)
+class SRVPConfig(ModelConfig):
+    """Sizes and objective of SRVP, in the paper's and the authors' symbols."""
+
+    architecture: Literal["dcgan", "vgg"]
+    skip_connections: bool
+    nf: Count  # channels of the encoder's first stage
+    nhx: Count  # size of a frame's encoding h
+    ny: Count  # size of the state y
+    nz: Count  # size of the stochastic variable z
+    inference_frames: Count  # k: frames that the content w and the first state are inferred from
+    nh_inf: Count  # hidden units of the inference networks, and size of w
+    nlayers_inf: Count  # linear maps of q(y_1)
+    nh_res: Count  # hidden units of the prior of z and of the dynamics f
+    nlayers_res: Count  # linear maps of either
+    res_gain: Real  # gain of the orthogonal initialisation of f
+    euler_steps: Count  # residual updates per frame in training: dt = 1 / euler_steps
+    obs_scale: Real  # sqrt(nu): standard deviation of a pixel around its decoded mean
+    beta_y: Real  # weight of KL(q(y_1) || p(y_1))
+    beta_z: Real  # weight of KL(q(z) || p(z))
+    l2_res: Real  # weight of the norm of the residuals
+
+    @property
+    def frames_needed(self) -> int:
+        return self.inference_frames
+
+
+class Noise(NamedTuple):
+    """Standard normal noise: one draw for the first state, one per later frame for z."""
+
+    y: Tensor  # (B, ny)
+    z: Tensor  # (B, T - 1, nz)
+
+
+class Draws(NamedTuple):
+    """Every random choice of a training step: with them, the step is a function."""
+
+    noise: Noise
+    content_frames: Tensor  # (B, k) distinct frame indices that w is inferred from
+    skip_frame: Tensor  # (B,) frame index that the skip connections come from
+
+
+class Inference(NamedTuple):
+    """What the given frames tell: parameters of the posterior, content and skip maps."""
+
+    q_y: Normal  # (B, ny)
+    q_z: Normal  # (B, T - 1, nz) for T given frames
+    w: Tensor  # (B, nh_inf)
+    skips: list[Tensor] | None  # maps (B, C', H', W'), deepest first
+
+
+class Reconstruction(NamedTuple):
+    """A video passed through the posterior: reconstruction and all that the ELBO needs."""
+
+    x: Tensor  # (B, T, C, 64, 64) means of the frames
+    y: Tensor  # (B, T, ny)
+    q_y: Normal  # (B, ny)
+    q_z: Normal  # (B, T - 1, nz)
+    p_z: Normal  # (B, T - 1, nz)
+    residuals: Tensor  # (B, (T - 1) * euler_steps, ny), each dt * f(y, z)
+
+
+class Prediction(NamedTuple):
+    """Frames that follow the given ones, and their states."""
+
+    x: Tensor  # (B, frames, C, 64, 64)
+    y: Tensor  # (B, frames, ny)
+
+
+class Loss(NamedTuple):
+    """Terms of the negative ELBO, in nats per video: summed over time, pixels and dimensions."""
+
+    total: Tensor  # nll + beta_y kl_y + beta_z kl_z + l2_res residual
+    nll: Tensor  # -log p(x | y, w), constants included
+    kl_y: Tensor  # KL(q(y_1) || N(0, I))
+    kl_z: Tensor  # sum over t of KL(q(z_t) || p(z_t | y_{t-1}))
+    residual: Tensor  # sum over updates of the Euclidean norm of dt * f(y, z)
+
+
+@register_model("srvp", SRVPConfig)
+class SRVP(nn.Module):
+    """Stochastic latent residual video predictor.
+
+    Args:
+        config: sizes and objective.
+        channels: of the frames, C.
+    """
+
+    def __init__(self, config: SRVPConfig, channels: int):
+        super().__init__()
+        c = self.config = config
+        self.channels = channels
+        self.encoder = networks.ENCODERS[c.architecture](channels, c.nf, c.nhx)
+        self.decoder = networks.DECODERS[c.architecture](
+            channels, c.nf, c.nh_inf + c.ny, c.skip_connections
+        )
+        self.w_frame = nn.Sequential(nn.Linear(c.nhx, c.nh_inf), nn.ReLU(inplace=True))
+        self.w_video = nn.Sequential(nn.Linear(c.nh_inf, c.nh_inf), nn.Tanh())
+        self.q_y = networks.mlp(c.inference_frames * c.nhx, c.nh_inf, 2 * c.ny, c.nlayers_inf)
+        self.q_z_lstm = nn.LSTM(c.nhx, c.nh_inf, batch_first=True)
+        self.q_z = nn.Linear(c.nh_inf, 2 * c.nz)
+        self.p_z = networks.mlp(c.ny, c.nh_res, 2 * c.nz, c.nlayers_res)
+        self.f = networks.mlp(c.ny + c.nz, c.nh_res, c.ny, c.nlayers_res)
+        networks.init_convolutions(self.encoder)
+        networks.init_convolutions(self.decoder)
+        networks.init_orthogonal(self.f, c.res_gain)  # the rest keeps PyTorch's initialisation
+
+    def draw_noise(self, videos: int, frames: int, generator: torch.Generator) -> Noise:
+        """Draw the noise of `videos` sequences of `frames` frames, given and predicted ones."""
+        c, device = self.config, generator.device
+        return Noise(
+            y=torch.randn(videos, c.ny, generator=generator, device=device),
+            z=torch.randn(videos, frames - 1, c.nz, generator=generator, device=device),
+        )
+
+    def draw(self, videos: int, frames: int, generator: torch.Generator) -> Draws:
+        """Draw the randomness of a training step on `videos` sequences of `frames` frames."""
+        device = generator.device
+        order = torch.rand(videos, frames, generator=generator, device=device).argsort(dim=1)
+        return Draws(
+            noise=self.draw_noise(videos, frames, generator),
+            content_frames=order[:, : self.config.inference_frames],
+            skip_frame=torch.randint(frames, (videos,), generator=generator, device=device),
+        )
+
+    # Inference: from frames to the posterior.
+
+    def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Encode every frame: h `(B, T, nhx)` and maps `(B, T, C', H', W')`, deepest first."""
+        h, maps = self.encoder(x.flatten(0, 1))
+        return h.unflatten(0, x.shape[:2]), [m.unflatten(0, x.shape[:2]) for m in maps]
+
+    def infer(
+        self, x: Tensor, content_frames: Tensor | None = None, skip_frame: Tensor | None = None
+    ) -> Inference:
+        """Infer content and posterior from frames `(B, T, C, 64, 64)`, T at least k.
+
+        Args:
+            x: the given frames.
+            content_frames: `(B, k)` indices of the frames that w is inferred from; by default the
+                last k, as the authors do outside training.
+            skip_frame: `(B,)` index of the frame that skip connections come from; by default the
+                last one.
+        """
+        k = self.config.inference_frames
+        if x.shape[1] < k:
+            raise ValueError(f"{x.shape[1]} frames given; the model needs {k} (inference_frames)")
+        h, maps = self.encode(x)
+        return Inference(
+            q_y=_normal(self.q_y(h[:, :k].flatten(1))),
+            q_z=_normal(self.q_z(self.q_z_lstm(h)[0][:, 1:])),
+            w=self.infer_content(h[:, -k:] if content_frames is None else _pick(h, content_frames)),
+            skips=self._skips(maps, skip_frame),
+        )
+
+    def infer_content(self, h: Tensor) -> Tensor:
+        """Infer w `(B, nh_inf)` from encodings `(B, k, nhx)`, whatever their order."""
+        return self.w_video(self.w_frame(h).sum(dim=1))
+
+    def _skips(self, maps: list[Tensor], frame: Tensor | None) -> list[Tensor] | None:
+        if not self.config.skip_connections:
+            return None
+        if frame is None:
+            return [m[:, -1] for m in maps]
+        return [_pick(m, frame[:, None])[:, 0] for m in maps]
+
+    # Generation: from states to frames.
+
+    def prior(self, y: Tensor) -> Normal:
+        """p(z_{t+1} | y_t): from `(..., ny)` to a distribution over `(..., nz)`."""
+        return _normal(self.p_z(y))
+
+    def residual_steps(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
+        """Move states from one frame to the next: y <- y + dt f(y, z), `euler_steps` times.
+
+        Args:
+            y: states `(B, ny)` at a frame.
+            z: `(B, nz)`, the same for all steps.
+            euler_steps: steps per frame; dt = 1 / euler_steps.
+
+        Returns:
+            The states after every step and their residuals dt f(y, z), `(B, euler_steps, ny)`.
+        """
+        states, residuals = [], []
+        for _ in range(euler_steps):
+            residuals.append(self.f(torch.cat([y, z], dim=-1)) / euler_steps)
+            y = y + residuals[-1]
+            states.append(y)
+        return torch.stack(states, dim=1), torch.stack(residuals, dim=1)
+
+    def rollout(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
+        """Unroll the states of frames 1, ..., T from y_1 `(B, ny)` and z `(B, T - 1, nz)`.
+
+        Returns:
+            States at whole times `(B, T, ny)` and residuals `(B, (T - 1) * euler_steps, ny)`.
+        """
+        states, residuals = [y], [y.new_empty(len(y), 0, y.shape[-1])]
+        for z_t in z.unbind(dim=1):
+            steps, step_residuals = self.residual_steps(states[-1], z_t, euler_steps)
+            states.append(steps[:, -1])
+            residuals.append(step_residuals)
+        return torch.stack(states, dim=1), torch.cat(residuals, dim=1)
+
+    def generate(
+        self, y: Tensor, noise_z: Tensor, euler_steps: int, every_step: bool = False
+    ) -> Tensor:
+        """Unroll states under the prior, from a frame's `(B, ny)`, without that frame.
+
+        Args:
+            y: states to start from.
+            noise_z: standard normal `(B, frames, nz)`.
+            euler_steps: steps per frame.
+            every_step: also return the states between frames, `euler_steps` per frame.
+
+        Returns:
+            States `(B, frames, ny)`, or `(B, frames * euler_steps, ny)` with `every_step`.
+        """
+        states = []
+        for noise in noise_z.unbind(dim=1):
+            steps, _ = self.residual_steps(y, _sample(self.prior(y), noise), euler_steps)
+            y = steps[:, -1]
+            states.append(steps if every_step else steps[:, -1:])
+        return torch.cat(states, dim=1)
+
+    def decode(self, w: Tensor, y: Tensor, skips: list[Tensor] | None) -> Tensor:
+        """Decode states `(B, T, ny)` with content `(B, nh_inf)` into frames `(B, T, C, 64, 64)`."""
+        frames = y.shape[1]
+        vectors = torch.cat([w[:, None].expand(-1, frames, -1), y], dim=-1).flatten(0, 1)
+        if skips is not None:
+            skips = [s.repeat_interleave(frames, dim=0) for s in skips]
+        return self.decoder(vectors, skips).unflatten(0, y.shape[:2])
+
+    # The two passes: reconstruct given frames, predict those that follow.
+
+    def forward(self, x: Tensor, draws: Draws) -> Reconstruction:
+        """Pass a video `(B, T, C, 64, 64)` through the posterior (training)."""
+        q_y, q_z, w, skips = self.infer(x, draws.content_frames, draws.skip_frame)
+        z = _sample(q_z, draws.noise.z)
+        y, residuals = self.rollout(_sample(q_y, draws.noise.y), z, self.config.euler_steps)
+        return Reconstruction(
+            x=self.decode(w, y, skips),
+            y=y,
+            q_y=q_y,
+            q_z=q_z,
+            p_z=self.prior(y[:, :-1]),
+            residuals=residuals,
+        )
+
+    def loss(self, x: Tensor, draws: Draws) -> Loss:
+        """The negative ELBO of videos `(B, T, C, 64, 64)`, averaged over B (equation 9).
+
+        Every term is a sum over frames, pixels and dimensions, divided by the number of videos
+        once. The pixels' likelihood keeps its constant, so that the loss can be negative.
+        """
+        c, out, videos = self.config, self(x, draws), len(x)
+        nll = -Normal(out.x.float(), c.obs_scale, validate_args=False).log_prob(x).sum() / videos
+        standard = Normal(torch.zeros_like(out.q_y.mean), 1.0, validate_args=False)
+        kl_y = kl_divergence(out.q_y, standard).sum() / videos
+        kl_z = kl_divergence(out.q_z, out.p_z).sum() / videos
+        residual = out.residuals.norm(dim=-1).sum() / videos
+        total = nll + c.beta_y * kl_y + c.beta_z * kl_z + c.l2_res * residual
+        return Loss(total, nll, kl_y, kl_z, residual)
+
+    def condition(self, x: Tensor) -> Inference:
+        """Take in the conditioning frames `(B, T, C, 64, 64)`, once for any number of samples."""
+        return self.infer(x)
+
+    def predict(
+        self,
+        given: Inference,
+        frames: int,
+        noise: Noise,
+        euler_steps: int | None = None,
+        every_step: bool = False,
+    ) -> Prediction:
+        """Sample futures: z from the posterior for the given frames, from the prior after them.
+
+        Args:
+            given: what `condition` returned for T frames of B videos.
+            frames: how many to predict.
+            noise: of S futures per video and T + frames frames, the futures of a video together:
+                `draw_noise(B * S, T + frames, generator)`.
+            euler_steps: steps per predicted frame, by default as in training; the given frames
+                are always passed with the training's steps (the authors' protocol).
+            every_step: also return what lies between frames: `euler_steps` frames for each.
+
+        Returns:
+            Predicted frames and states `(B * S, frames, ...)`.
+        """
+        given = _repeat(given, len(noise.y) // len(given.w))
+        passed = given.q_z.mean.shape[1]
+        z = _sample(given.q_z, noise.z[:, :passed])
+        states, _ = self.rollout(_sample(given.q_y, noise.y), z, self.config.euler_steps)
+        steps = euler_steps or self.config.euler_steps
+        future = noise.z[:, passed : passed + frames]
+        y = self.generate(states[:, -1], future, steps, every_step)
+        return Prediction(self.decode(given.w, y, given.skips), y)
+
+
+def _normal(raw: Tensor) -> Normal:
+    """Split the last axis into mean and raw scale; std = softplus(raw) + 1e-8."""
+    mean, scale = raw.float().chunk(2, dim=-1)
+    return Normal(mean, F.softplus(scale) + 1e-8, validate_args=False)
+
+
+def _sample(distribution: Normal, noise: Tensor) -> Tensor:
+    return distribution.mean + distribution.stddev * noise
+
+
+def _pick(sequence: Tensor, frames: Tensor) -> Tensor:
+    """Take frames `(B, n)` of a sequence `(B, T, ...)`: `(B, n, ...)`."""
+    return sequence[torch.arange(len(sequence), device=sequence.device)[:, None], frames]
+
+
+def _repeat(given: Inference, samples: int) -> Inference:
+    """Repeat every video's inference `samples` times, copies standing together."""
+    if samples == 1:
+        return given
+
+    def repeat(x: Tensor) -> Tensor:
+        return x.repeat_interleave(samples, dim=0)
+
+    def repeat_normal(p: Normal) -> Normal:
+        return Normal(repeat(p.mean), repeat(p.stddev), validate_args=False)
+
+    skips = None if given.skips is None else [repeat(s) for s in given.skips]
+    return Inference(repeat_normal(given.q_y), repeat_normal(given.q_z), repeat(given.w), skips)

@@ -1,0 +1,168 @@
+"""Networks of SRVP: image encoders and decoders (DCGAN and VGG), and multilayer perceptrons.
+
+Frames are 64x64. Encoders return a vector per frame and the feature maps of their four stages;
+decoders take a vector and, with skip connections, those maps. Convolutions have no bias.
+Architectures after the paper's appendix and the authors' code.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+def conv_block(conv: nn.Module) -> nn.Sequential:
+    """A convolution, batch normalisation and LeakyReLU(0.2)."""
+    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.LeakyReLU(0.2, inplace=True))
+
+
+def conv3(channels: int, out: int) -> nn.Sequential:
+    """A 3x3 block that keeps the resolution (VGG)."""
+    return conv_block(nn.Conv2d(channels, out, 3, 1, 1, bias=False))
+
+
+def conv_down(channels: int, out: int) -> nn.Sequential:
+    """A 4x4 block that halves the resolution (DCGAN)."""
+    return conv_block(nn.Conv2d(channels, out, 4, 2, 1, bias=False))
+
+
+def conv_up(channels: int, out: int) -> nn.Sequential:
+    """A transposed 4x4 block that doubles the resolution (DCGAN)."""
+    return conv_block(nn.ConvTranspose2d(channels, out, 4, 2, 1, bias=False))
+
+
+class Encoder(nn.Module):
+    """Frames to vectors, and to the feature maps that skip connections carry.
+
+    Args:
+        stages: four modules, each applied to the result of the one before.
+        head: from the last stage's map to a vector, `(N, nhx, 1, 1)`.
+    """
+
+    def __init__(self, stages: list[nn.Module], head: nn.Module):
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.head = head
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Encode frames `(N, C, 64, 64)` into `(N, nhx)` in [-1, 1] and maps, deepest first."""
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return self.head(x).flatten(1), maps[::-1]
+
+
+class Decoder(nn.Module):
+    """Vectors to frames; skip connections join a map to the input of every stage.
+
+    Args:
+        stem: from a vector as a 1x1 map to the first stage's input.
+        stages: four modules, each applied to the result of the one before.
+    """
+
+    def __init__(self, stem: nn.Module, stages: list[nn.Module]):
+        super().__init__()
+        self.stem = stem
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, vector: Tensor, skips: list[Tensor] | None = None) -> Tensor:
+        """Decode vectors `(N, n)`, and maps `(N, ...)`, into frames `(N, C, 64, 64)` in [0, 1]."""
+        x = self.stem(vector[..., None, None])
+        for level, stage in enumerate(self.stages):
+            x = stage(x if skips is None else torch.cat([x, skips[level]], dim=1))
+        return x.sigmoid()
+
+
+def dcgan_encoder(channels: int, nf: int, nhx: int) -> Encoder:
+    """Four stride-2 convolutions (maps of 32, 16, 8, 4 pixels); the first has no batch norm."""
+    first = nn.Sequential(
+        nn.Conv2d(channels, nf, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)
+    )
+    stages = [first, conv_down(nf, 2 * nf), conv_down(2 * nf, 4 * nf), conv_down(4 * nf, 8 * nf)]
+    return Encoder(stages, _vector_head(8 * nf, nhx))
+
+
+def vgg_encoder(channels: int, nf: int, nhx: int) -> Encoder:
+    """Four stages of 3x3 convolutions (maps of 64, 32, 16, 8 pixels), max pooling between them."""
+    widths = [
+        (channels, nf, nf),
+        (nf, 2 * nf, 2 * nf),
+        (2 * nf, 4 * nf, 4 * nf, 4 * nf),
+        (4 * nf, 8 * nf, 8 * nf, 8 * nf),
+    ]
+    # Pooling opens a stage rather than closing the one before: skips carry the larger maps.
+    stages = [
+        nn.Sequential(*([nn.MaxPool2d(2)] if level else []), *(conv3(a, b) for a, b in pairwise(w)))
+        for level, w in enumerate(widths)
+    ]
+    return Encoder(stages, nn.Sequential(nn.MaxPool2d(2), *_vector_head(8 * nf, nhx)))
+
+
+def _vector_head(channels: int, nhx: int) -> nn.Sequential:
+    conv = nn.Conv2d(channels, nhx, 4, 1, 0, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(nhx), nn.Tanh())
+
+
+def dcgan_decoder(channels: int, nf: int, n: int, skip: bool) -> Decoder:
+    """The encoder's mirror: transposed convolutions, maps of 4, 8, 16, 32 pixels."""
+    k = 2 if skip else 1  # a skip connection doubles the input channels of a stage
+    stages = [
+        conv_up(k * 8 * nf, 4 * nf),
+        conv_up(k * 4 * nf, 2 * nf),
+        conv_up(k * 2 * nf, nf),
+        nn.ConvTranspose2d(k * nf, channels, 4, 2, 1, bias=False),
+    ]
+    return Decoder(_vector_stem(n, 8 * nf), stages)
+
+
+def vgg_decoder(channels: int, nf: int, n: int, skip: bool) -> Decoder:
+    """The encoder's mirror: nearest upsampling after each stage, maps of 8, 16, 32, 64 pixels."""
+    k = 2 if skip else 1
+    widths = [
+        (k * 8 * nf, 8 * nf, 8 * nf, 4 * nf),
+        (k * 4 * nf, 4 * nf, 4 * nf, 2 * nf),
+        (k * 2 * nf, 2 * nf, nf),
+    ]
+    stages = [nn.Sequential(*(conv3(a, b) for a, b in pairwise(w)), _upsample()) for w in widths]
+    to_image = nn.ConvTranspose2d(nf, channels, 3, 1, 1, bias=False)
+    stages.append(nn.Sequential(conv3(k * nf, nf), to_image))
+    return Decoder(nn.Sequential(*_vector_stem(n, 8 * nf), _upsample()), stages)
+
+
+def _vector_stem(n: int, channels: int) -> nn.Sequential:
+    return conv_block(nn.ConvTranspose2d(n, channels, 4, 1, 0, bias=False))
+
+
+def _upsample() -> nn.Upsample:
+    return nn.Upsample(scale_factor=2, mode="nearest")
+
+
+ENCODERS = {"dcgan": dcgan_encoder, "vgg": vgg_encoder}
+DECODERS = {"dcgan": dcgan_decoder, "vgg": vgg_decoder}
+
+
+def mlp(inputs: int, hidden: int, outputs: int, layers: int) -> nn.Sequential:
+    """A perceptron of `layers` linear maps with ReLU between them (the authors count maps)."""
+    widths = [inputs, *[hidden] * (layers - 1), outputs]
+    modules: list[nn.Module] = []
+    for a, b in pairwise(widths):
+        modules += [nn.Linear(a, b), nn.ReLU(inplace=True)]
+    return nn.Sequential(*modules[:-1])
+
+
+def init_convolutions(module: nn.Module) -> None:
+    """Draw convolution weights from N(0, 0.02) and batch-norm scales from N(1, 0.02), in place."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(layer.weight, 0.0, 0.02)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.weight, 1.0, 0.02)
+
+
+def init_orthogonal(module: nn.Module, gain: float) -> None:
+    """Draw the weights of linear maps as orthogonal matrices times `gain`, biases 0, in place."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.orthogonal_(layer.weight, gain)
+            nn.init.zeros_(layer.bias)

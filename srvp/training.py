@@ -1,0 +1,291 @@
+"""Training: one loop for every model, resumed exactly where it was cut off.
+
+The loop knows a model by its interface alone: `draw` (the randomness of a step) and `loss` (its
+terms, `total` first) to train; `condition`, `draw_noise` and `predict` to validate.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from srvp.config import MODELS, Experiment, ModelConfig, TrainingConfig, from_entry, to_entry
+from srvp.data import TrainingVideos, VideoSource
+from srvp.files import atomic_write
+from srvp.metrics import psnr
+
+MODEL_FILE = "model.safetensors"
+CHECKPOINT_FILE = "checkpoint.pt"
+LOG_POINTS = 400  # rows of loss terms in the curves of a run, at most
+Row = dict[str, float]  # of the training curves: the step and what was measured there
+
+
+def build_model(config: ModelConfig, channels: int, seed: int) -> nn.Module:
+    """Build the registered model that `config` belongs to, its weights drawn from `seed`."""
+    build = next(entry.build for entry in MODELS.values() if entry.config is type(config))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build(config, channels)
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that `name` asks for; `auto` is an accelerator if there is one.
+
+    Raises:
+        ValueError: the device is not there. Nothing trains silently on the CPU instead.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    if name != "cpu" and (accelerator is None or accelerator.type != name):
+        found = f"only {accelerator.type} and the CPU are" if accelerator else "only the CPU is"
+        raise ValueError(f"training.device is {name!r}, but {found} available: write auto or cpu")
+    return torch.device(name)
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """Return the rate of optimisation step 1, 2, ...: constant, then linear, 0 at the last one."""
+    decayed = max(step - config.constant_steps, 0)
+    return config.lr * (1 - decayed / config.decay_steps if decayed else 1)
+
+
+class Run:
+    """The whole state of a training run: what a checkpoint holds.
+
+    Args:
+        experiment: what to train.
+        device: where.
+    """
+
+    PROGRESS = ("step", "history", "sums", "summed", "best")
+
+    def __init__(self, experiment: Experiment, device: torch.device):
+        self.experiment = experiment
+        self.config = experiment.training
+        self.model = build_model(experiment.model, experiment.data.channels, self.config.seed)
+        # Convolutions are faster this way, on a CPU as on a GPU.
+        self.model.to(device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.config.lr, fused=True)
+        self.generator = torch.Generator(device).manual_seed(self.config.seed)
+        self.device = device
+        self.step = 0
+        self.history: list[Row] = []  # the curves so far
+        self.sums: dict[str, Tensor] = {}  # of the loss terms since the last row
+        self.summed = 0  # steps that the sums are over
+        self.best: dict[str, Any] | None = None  # step, psnr and weights of the best validation
+
+    def update(self, x: Tensor) -> None:
+        """Take one optimisation step on videos `(B, T, C, 64, 64)`, without waiting for it."""
+        self.step += 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step)
+        draws = self.model.draw(*x.shape[:2], self.generator)
+        self.optimizer.zero_grad()
+        with autocast(self.config.precision, self.device):
+            loss = self.model.loss(x, draws)
+        loss.total.backward()
+        self.optimizer.step()
+        for name, value in loss._asdict().items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
+        self.summed += 1
+
+    def close_row(self) -> Row:
+        """Append the mean of the loss terms since the last row to the curves.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        row = {"step": self.step, "lr": learning_rate(self.config, self.step)}
+        row |= {name: value.item() / self.summed for name, value in self.sums.items()}
+        if not math.isfinite(row["total"]):
+            raise FloatingPointError(
+                f"the loss is {row['total']} at step {self.step}: lower training.lr; the last "
+                "checkpoint is kept"
+            )
+        self.sums, self.summed = {}, 0
+        self.history.append(row)
+        return row
+
+    def validate(self, source: VideoSource) -> Row:
+        """Append the validation PSNR to the curves, and keep the weights if it is the best."""
+        value = validation_psnr(self.model, source, self.experiment, self.device)
+        if self.best is None or value > self.best["psnr"]:
+            weights = {k: v.cpu().clone() for k, v in self.model.state_dict().items()}
+            self.best = {"psnr": value, "step": self.step, "weights": weights}
+        row = {"step": self.step, "validation_psnr": value}
+        self.history.append(row)
+        return row
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint, atomically."""
+        state = {
+            "experiment": json.dumps(to_entry(self.experiment)),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            **{name: getattr(self, name) for name in self.PROGRESS},
+        }
+        with atomic_write(path) as temporary:
+            torch.save(state, temporary)
+
+    def resume(self, path: Path) -> bool:
+        """Take over the checkpoint at `path`, if there is one of the same data, model and training.
+
+        Returns:
+            Whether the run goes on from there; a checkpoint of other settings is left alone.
+        """
+        if not path.is_file():
+            return False
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        before, now = json.loads(state["experiment"]), to_entry(self.experiment)
+        if any(before[section] != now[section] for section in ("data", "model", "training")):
+            return False
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        for name in self.PROGRESS:
+            setattr(self, name, state[name])
+        return True
+
+
+def train(
+    experiment: Experiment,
+    videos: TrainingVideos,
+    out: Path,
+    log: Callable[[Row], None] = lambda row: None,
+) -> nn.Module:
+    """Train a model and write it to `out/model.safetensors`.
+
+    A run that was killed leaves `out/checkpoint.pt`; called again with the same data, model and
+    training settings it goes on from there, to the same weights (on a CPU, bit for bit).
+
+    Args:
+        experiment: what to train.
+        videos: to train and to validate on, on the device that trains.
+        out: folder of the results.
+        log: called with every row of the curves, the earlier ones of a resumed run first.
+
+    Returns:
+        The trained model, in evaluation mode: the last weights, or the best ones in validation if
+        `select_best` is set.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    config, checkpoint = experiment.training, Path(out) / CHECKPOINT_FILE
+    run = Run(experiment, pick_device(config.device))
+    run.resume(checkpoint)
+    for row in run.history:
+        log(row)
+    try:
+        _optimise(run, videos, checkpoint, log)
+    except KeyboardInterrupt:
+        run.save(checkpoint)
+        raise
+    if config.select_best:
+        run.model.load_state_dict(run.best["weights"])
+    save_model(run.model, experiment, Path(out) / MODEL_FILE)
+    checkpoint.unlink(missing_ok=True)
+    return run.model.eval()
+
+
+def _optimise(
+    run: Run, videos: TrainingVideos, checkpoint: Path, log: Callable[[Row], None]
+) -> None:
+    config = run.config
+    row_interval = max(1, config.steps // LOG_POINTS)
+    run.model.train()
+    # A bar that rarely refreshes: every refresh is a line in an executed notebook.
+    with tqdm(total=config.steps, initial=run.step, unit="step", mininterval=5) as bar:
+        while run.step < config.steps:
+            run.update(videos.train.draw(config.batch_size, config.frames, run.generator))
+            bar.update()
+            last = run.step == config.steps
+            if last or run.step % row_interval == 0:
+                log(row := run.close_row())
+                bar.set_postfix({"loss": f"{row['total']:.1f}"}, refresh=False)
+            if last or run.step % config.validation_interval == 0:
+                log(run.validate(videos.validation))
+            if run.step % config.checkpoint_interval == 0:
+                run.save(checkpoint)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """Return the context that a step runs in: bfloat16 where asked for, float32 otherwise.
+
+    `auto` is bfloat16 where the hardware multiplies it faster than float32.
+    """
+    if precision == "auto":
+        precision = "bfloat16" if _has_fast_bfloat16(device) else "float32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+@torch.no_grad()
+def validation_psnr(
+    model: nn.Module, source: VideoSource, experiment: Experiment, device: torch.device
+) -> float:
+    """Return the mean PSNR in dB of the best of some samples, over the predicted frames.
+
+    The videos and the noise are the same at every validation of a run.
+    """
+    config, given_frames = experiment.training, experiment.evaluation.conditioning_frames
+    generator = torch.Generator(device).manual_seed(config.seed)
+    frames, samples = config.validation_frames, config.validation_samples
+    scores = []
+    model.eval()
+    for _ in range(config.validation_videos):
+        x = source.draw(1, frames, generator)
+        noise = model.draw_noise(samples, frames, generator)
+        with autocast(config.precision, device):
+            given = model.condition(x[:, :given_frames])
+            prediction = model.predict(given, frames - given_frames, noise).x.float()
+        scores.append(psnr(prediction, x[:, given_frames:]).mean(dim=1).max())
+    model.train()
+    return torch.stack(scores).mean().item()
+
+
+def save_model(model: nn.Module, experiment: Experiment, path: Path) -> None:
+    """Write weights and the whole experiment into one safetensors file, atomically."""
+    metadata = {"name": experiment.name, "experiment": json.dumps(to_entry(experiment))}
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_write(path) as temporary:
+        save_file(weights, temporary, metadata)
+
+
+def load_model(path: Path, device: str = "cpu") -> tuple[nn.Module, Experiment]:
+    """Return the model of a file that `save_model` wrote, in evaluation mode, and its experiment.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a whole model file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is missing: train the model first (02_train, `dvc repro`)")
+    try:
+        with safe_open(path, "pt", device=str(pick_device(device))) as file:
+            metadata = file.metadata()
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        experiment = from_entry(metadata["name"], json.loads(metadata["experiment"]))
+    except (SafetensorError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is not a model of this program ({error}): train it again"
+        ) from None
+    model = build_model(experiment.model, experiment.data.channels, seed=0)
+    model.load_state_dict(weights)
+    return model.to(pick_device(device)).eval(), experiment

@@ -1,0 +1,34 @@
+"""Fixtures that several test files share: a small experiment and small videos."""
+
+import os
+
+# Tests compute on tiny tensors: a second thread costs more than it brings, and on a busy machine a
+# hundred times more. Notebook kernels inherit this.
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from srvp.config import Experiment, load_experiment
+from srvp.data import MovingMNIST, TrainingVideos
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Experiment:
+    """The `tiny` experiment of params.yaml, on the CPU."""
+    experiment = load_experiment(ROOT / "params.yaml", "tiny")
+    return replace(experiment, training=replace(experiment.training, device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def blobs() -> TrainingVideos:
+    """Moving videos of random squares in place of digits: no file is read."""
+    digits = torch.zeros(20, 28, 28, dtype=torch.uint8)
+    for i, digit in enumerate(digits):
+        digit[i : i + 6, 20 - i : 28 - i] = 200
+    return TrainingVideos(*2 * [MovingMNIST(digits, deterministic=False)])

@@ -1,0 +1,168 @@
+import gzip
+import hashlib
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from srvp.data import mnist, moving_mnist
+from srvp.data.moving_mnist import LIMIT, MAX_SPEED, MovingMNIST
+
+MNIST = ROOT / "data" / "mnist"
+
+
+@pytest.mark.parametrize(
+    ("deterministic", "frames", "sha256"),
+    [
+        (False, 25, "8783c4a2df402a3ab7e01f9f8bd633131562dfe93a33f02d88d64e1481e2bf00"),
+        (True, 100, "ca3b0a61364894a9b832c4094ce969e59550df5596ba90662e16ba9ed405f132"),
+    ],
+)
+def test_published_test_sets_bit_for_bit(deterministic, frames, sha256):
+    """The hashes are of the authors' sets, whose arrays are time first."""
+    test = moving_mnist.test_set(MNIST, frames=frames, deterministic=deterministic)
+    assert test.sequences.shape == (5000, frames, 64, 64)
+    digest = hashlib.sha256()
+    for t in range(frames):
+        digest.update(np.ascontiguousarray(test.sequences[:, t]))
+    assert digest.hexdigest() == sha256
+
+
+@pytest.fixture(scope="module")
+def some():
+    return moving_mnist.test_set(MNIST, frames=40, deterministic=False, seed=7, videos=300)
+
+
+def test_fewer_videos_are_the_first_of_more(some):
+    fewer = moving_mnist.test_set(MNIST, frames=40, deterministic=False, seed=7, videos=3)
+    assert np.array_equal(fewer.sequences, some.sequences[:3])
+    assert np.array_equal(fewer.labels, some.labels[:3])
+
+
+def test_another_seed_gives_other_videos(some):
+    other = moving_mnist.test_set(MNIST, frames=40, deterministic=False, seed=8, videos=3)
+    assert not np.array_equal(other.sequences, some.sequences[:3])
+
+
+def test_digits_stay_in_the_frame_and_move_by_their_speed_between_bounces(some):
+    assert some.positions.min() == 0 and some.positions.max() == LIMIT
+    assert abs(some.speeds).max() == MAX_SPEED
+    straight = (some.speeds[:, 1:] == some.speeds[:, :-1]).all(-1)
+    moved = np.diff(some.positions, axis=1)[straight]
+    # Positions are rounded to whole pixels: a step is the speed within one pixel.
+    assert abs(moved - some.speeds[:, :-1][straight]).max() <= 1
+
+
+def test_frames_show_the_digits_at_the_positions(some):
+    """Pixels outside both 28x28 windows are black, and each digit adds light."""
+    for video in range(5):
+        for t in range(0, 40, 13):
+            rest = some.sequences[video, t].copy()
+            for row, column in some.positions[video, t]:
+                assert rest[row : row + 28, column : column + 28].any()
+            for row, column in some.positions[video, t]:
+                rest[row : row + 28, column : column + 28] = 0
+            assert not rest.any()
+
+
+def test_deterministic_digits_keep_the_size_of_their_speed():
+    test = moving_mnist.test_set(MNIST, frames=60, deterministic=True, videos=50)
+    sizes = abs(test.speeds)
+    assert (sizes == sizes[:, :1]).all()
+
+
+@pytest.mark.parametrize("videos", [0, 5001])
+def test_an_impossible_number_of_test_videos_is_refused(videos):
+    with pytest.raises(ValueError, match=f"videos is {videos}: .* 1 to 5000"):
+        moving_mnist.test_set(MNIST, frames=2, deterministic=False, videos=videos)
+
+
+# Training batches, against the generator of the test set as the reference.
+
+
+def sampled_paths(deterministic: bool, videos: int, frames: int) -> np.ndarray:
+    source = MovingMNIST(torch.zeros(1, 28, 28, dtype=torch.uint8), deterministic=deterministic)
+    generator = torch.Generator().manual_seed(0)
+    return source.draw_positions(videos, frames, generator).numpy()
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_training_paths_are_distributed_as_the_reference(deterministic):
+    """Positions, steps and steps after a bounce have the same distributions.
+
+    The bound on a distribution function is the two-sample Kolmogorov-Smirnov one at 1e-6 for about
+    5,000 independent digits on either side.
+    """
+    reference = moving_mnist.test_set(
+        MNIST, frames=30, deterministic=deterministic, videos=2500
+    ).positions
+    ours = sampled_paths(deterministic, 2500, 30)
+    bound = 2.7 * np.sqrt(2 / 5000)
+
+    def distance(a: np.ndarray, b: np.ndarray) -> float:
+        values = np.arange(-40, 41)
+        cdf = [(x.reshape(-1)[:, None] <= values).mean(axis=0) for x in (a, b)]
+        return abs(cdf[0] - cdf[1]).max()
+
+    for t in (0, 5, 29):
+        assert distance(reference[:, t], ours[:, t]) < bound
+    assert distance(np.diff(reference, axis=1)[:, 20], np.diff(ours, axis=1)[:, 20]) < bound
+    assert distance(after_wall(reference), after_wall(ours)) < bound
+    assert distance(gaps(reference), gaps(ours)) < bound
+
+
+def after_wall(positions: np.ndarray) -> np.ndarray:
+    """The two steps that follow a frame on the top wall, on the column axis."""
+    at_wall = positions[:, 4:-2, :, 0] == 0
+    return (positions[:, 6:, :, 1] - positions[:, 4:-2, :, 1])[at_wall]
+
+
+def gaps(positions: np.ndarray) -> np.ndarray:
+    """Row distance of the two digits, which decides how they overlap."""
+    return positions[:, 10, 0, 0] - positions[:, 10, 1, 0]
+
+
+def test_training_batches_show_the_digits_at_the_positions():
+    """Against the reference renderer, exactly: sums of whole numbers, saturated at 255."""
+    digits, _ = mnist.load(MNIST, "test")
+    source = MovingMNIST(torch.from_numpy(digits[:1].copy()), deterministic=False)
+    batch = source.draw(4, 6, torch.Generator().manual_seed(3))
+    positions = source.draw_positions(4, 6, torch.Generator().manual_seed(3)).numpy()
+    shapes = np.repeat(digits[:1], 8, axis=0).reshape(4, 2, 28, 28)
+    expected = moving_mnist._render(shapes, positions)
+    assert batch.shape == (4, 6, 1, 64, 64)
+    assert np.array_equal((255 * batch[:, :, 0]).round().byte().numpy(), expected)
+
+
+# Raw files.
+
+
+@pytest.fixture
+def raw(tmp_path):
+    shutil.copytree(MNIST, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_a_missing_file_is_named(raw):
+    (raw / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(FileNotFoundError, match="t10k-labels-idx1-ubyte.gz is missing.*ff7bcfd4"):
+        mnist.load(raw, "test")
+
+
+def test_a_truncated_file_is_named_with_the_checksum_expected(raw):
+    path = raw / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(ValueError, match="train-images-idx3-ubyte.gz is damaged.*ba891046") as e:
+        mnist.load(raw, "train")
+    assert "\n" not in str(e.value)
+
+
+def test_an_altered_file_is_named_with_the_checksum_expected(raw):
+    path = raw / "t10k-images-idx3-ubyte.gz"
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[5000] ^= 1
+    path.write_bytes(gzip.compress(content, compresslevel=1))
+    with pytest.raises(ValueError, match="t10k-images-idx3-ubyte.gz was altered.*0fa7898d"):
+        mnist.load(raw, "test")

@@ -1,0 +1,47 @@
+import pytest
+import torch
+from torch import nn
+
+from srvp import networks
+
+SKIP_SIZES = {"dcgan": [4, 8, 16, 32], "vgg": [8, 16, 32, 64]}
+
+
+@pytest.mark.parametrize("architecture", ["dcgan", "vgg"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("skip", [False, True])
+def test_encoder_and_decoder_fit_each_other(architecture, channels, skip):
+    encoder = networks.ENCODERS[architecture](channels, 4, 10)
+    decoder = networks.DECODERS[architecture](channels, 4, 7, skip)
+    x = torch.rand(3, channels, 64, 64)
+    h, maps = encoder(x)
+    assert h.shape == (3, 10) and h.abs().max() <= 1
+    assert [m.shape[-1] for m in maps] == SKIP_SIZES[architecture]
+    out = decoder(torch.randn(3, 7), maps if skip else None)
+    assert out.shape == x.shape and out.min() >= 0 and out.max() <= 1
+
+
+@pytest.mark.parametrize("architecture", ["dcgan", "vgg"])
+def test_convolutions_have_no_bias_and_only_the_first_of_dcgan_has_no_batch_norm(architecture):
+    encoder = networks.ENCODERS[architecture](1, 4, 10)
+    convolutions = [m for m in encoder.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(c.bias is None for c in convolutions)
+    assert len(convolutions) - len(norms) == (architecture == "dcgan")
+
+
+def test_layers_of_a_perceptron_are_linear_maps():
+    linear = [m for m in networks.mlp(5, 8, 3, 4) if isinstance(m, nn.Linear)]
+    assert [(m.in_features, m.out_features) for m in linear] == [(5, 8), (8, 8), (8, 8), (8, 3)]
+
+
+def test_initialisation_is_that_of_the_authors():
+    torch.manual_seed(0)
+    encoder = networks.dcgan_encoder(1, 16, 32)
+    networks.init_convolutions(encoder)
+    weights = encoder.stages[2][0].weight
+    assert weights.mean().abs() < 1e-3 and abs(weights.std() - 0.02) < 1e-3  # 32,768 draws
+    f = networks.mlp(6, 8, 4, 2)
+    networks.init_orthogonal(f, 1.2)
+    torch.testing.assert_close(f[0].weight.T @ f[0].weight, 1.2**2 * torch.eye(6))
+    assert not f[0].bias.any()

@@ -1,0 +1,176 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ROOT
+
+from srvp import training
+from srvp.training import learning_rate, load_model, pick_device, save_model, train
+
+
+def with_training(experiment, **changes):
+    return replace(experiment, training=replace(experiment.training, **changes))
+
+
+def test_the_learning_rate_is_constant_then_falls_linearly_to_zero(tiny):
+    config = replace(tiny.training, lr=1.0, constant_steps=3, decay_steps=4)
+    rates = [learning_rate(config, step) for step in range(1, 8)]
+    assert rates == [1, 1, 1, 0.75, 0.5, 0.25, 0]
+
+
+def test_training_lowers_the_loss_and_writes_a_model_that_loads(tiny, blobs, tmp_path):
+    rows = []
+    experiment = with_training(tiny, constant_steps=30, decay_steps=10)
+    model = train(experiment, blobs, tmp_path, log=rows.append)
+    nll = [row["nll"] for row in rows if "nll" in row]
+    assert nll[-1] < 0.8 * nll[0]
+    assert [row["step"] for row in rows if "validation_psnr" in row] == [10, 20, 30, 40]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors"]
+    loaded, saved = load_model(tmp_path / "model.safetensors")
+    assert saved == experiment
+    same_weights(loaded, model)
+
+
+def same_weights(a, b):
+    for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+        assert torch.equal(x, y), name
+
+
+RUN = """
+import sys
+from pathlib import Path
+sys.path[:0] = ["tests"]
+import torch
+from dataclasses import replace
+from conftest import MovingMNIST, TrainingVideos, load_experiment
+from srvp.training import train
+
+tiny = load_experiment("params.yaml", "tiny")
+settings = replace(tiny.training, device="cpu", constant_steps=60, decay_steps=20,
+                   checkpoint_interval=7, validation_interval=15)
+digits = torch.zeros(20, 28, 28, dtype=torch.uint8)
+for i, digit in enumerate(digits):
+    digit[i : i + 6, 20 - i : 28 - i] = 200
+videos = TrainingVideos(*2 * [MovingMNIST(digits, deterministic=False)])
+train(replace(tiny, training=settings), videos, Path(sys.argv[1]),
+      log=lambda row: print(row, flush=True))
+"""
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_weights_bit_for_bit(tmp_path):
+    """SIGKILL in the middle of 80 steps, then the same command again."""
+
+    def start(folder):
+        command = [sys.executable, "-c", RUN, str(folder)]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+    whole = start(tmp_path / "whole")
+    output, _ = whole.communicate()
+    killed = start(tmp_path / "killed")
+    checkpoint = tmp_path / "killed" / "checkpoint.pt"
+    while not checkpoint.exists():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    resumed = start(tmp_path / "killed")
+    resumed_output, _ = resumed.communicate()
+    assert resumed_output == output  # the curves, from their first row on
+    expected = (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert (tmp_path / "killed" / "model.safetensors").read_bytes() == expected
+
+
+def test_a_checkpoint_of_other_settings_is_not_continued(tiny, blobs, tmp_path):
+    run = training.Run(tiny, torch.device("cpu"))
+    run.update(blobs.train.draw(2, 8, run.generator))
+    run.save(tmp_path / "checkpoint.pt")
+    assert training.Run(tiny, torch.device("cpu")).resume(tmp_path / "checkpoint.pt")
+    other = training.Run(with_training(tiny, lr=0.5), torch.device("cpu"))
+    assert not other.resume(tmp_path / "checkpoint.pt")
+    assert other.step == 0
+
+
+def test_an_interrupted_notebook_keeps_a_checkpoint(tiny, blobs, tmp_path):
+    def interrupt(row):
+        if row["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, blobs, tmp_path, log=interrupt)
+    run = training.Run(tiny, torch.device("cpu"))
+    assert run.resume(tmp_path / "checkpoint.pt") and run.step == 3
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(tiny, blobs, tmp_path):
+    class Poisoned:
+        drawn = 0
+
+        def draw(self, *args):
+            self.drawn += 1
+            return blobs.train.draw(*args) * (float("nan") if self.drawn == 8 else 1)
+
+    with pytest.raises(FloatingPointError, match="loss is nan at step 8: lower training.lr"):
+        train(tiny, blobs._replace(train=Poisoned()), tmp_path)
+    run = training.Run(tiny, torch.device("cpu"))
+    assert run.resume(tmp_path / "checkpoint.pt") and run.step == 5
+
+
+def test_the_best_validated_weights_are_kept_if_asked_for(tiny, blobs, tmp_path, monkeypatch):
+    scores = iter([10.0, 12.0, 11.0, 9.0])
+    monkeypatch.setattr(training, "validation_psnr", lambda *args: next(scores))
+    experiment = with_training(
+        tiny, constant_steps=20, decay_steps=0, validation_interval=5, select_best=True
+    )
+    best = train(experiment, blobs, tmp_path / "best")
+    shorter = with_training(experiment, constant_steps=10, select_best=False)
+    monkeypatch.setattr(training, "validation_psnr", lambda *args: 0.0)
+    same_weights(best, train(shorter, blobs, tmp_path / "shorter"))
+
+
+def test_validation_leaves_training_as_it_was(tiny, blobs):
+    run = training.Run(tiny, torch.device("cpu"))
+    before = run.generator.get_state()
+    first, second = run.validate(blobs.validation), run.validate(blobs.validation)
+    assert first == second
+    assert torch.equal(run.generator.get_state(), before)
+    assert run.model.training
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="a machine without accelerator")
+def test_a_device_that_is_not_there_is_refused_rather_than_replaced():
+    assert pick_device("auto") == torch.device("cpu")
+    with pytest.raises(ValueError, match="training.device is 'cuda', but only the CPU is"):
+        pick_device("cuda")
+
+
+def test_bfloat16_changes_the_loss_by_little(tiny, blobs):
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        run = training.Run(with_training(tiny, precision=precision), torch.device("cpu"))
+        run.update(blobs.train.draw(4, 12, torch.Generator().manual_seed(0)))
+        losses.append(run.sums["nll"])
+    # bfloat16 has 8 bits of precision: 0.4 % a product, far less in a sum of 49,152 pixels.
+    torch.testing.assert_close(losses[0], losses[1], rtol=2e-3, atol=0)
+
+
+def test_loading_says_what_is_wrong_with_a_file(tmp_path, tiny):
+    with pytest.raises(FileNotFoundError, match="model.safetensors is missing: train the model"):
+        load_model(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").write_bytes(b"not a model")
+    with pytest.raises(ValueError, match="model.safetensors is not a model of this program"):
+        load_model(tmp_path / "model.safetensors")
+
+
+def test_a_model_file_tells_its_experiment_without_this_program(tiny, tmp_path):
+    model = training.build_model(tiny.model, tiny.data.channels, seed=0)
+    save_model(model, tiny, tmp_path / "model.safetensors")
+    content = (tmp_path / "model.safetensors").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert json.loads(header["__metadata__"]["experiment"])["model"]["name"] == "srvp"
