@@ -6,6 +6,7 @@ The generative model (section 3.1 of the paper), for a video x_1, ..., x_T:
     z_{t+1} ~ N(mu_theta(y_t), sigma_theta(y_t))    stochastic variable of a frame, the prior p
     y_{t+1} = y_t + dt f_theta(y_t, z_{t+1})        residual update: `euler_steps` of them a frame,
                                                     dt = 1 / euler_steps, all with the same z_{t+1}
+                                                    (`transition` has the paper's ablations of it)
     x_t     ~ N(g_theta(y_t, w), nu)                frame; w is the content, the same at all times
 
 and the approximate posterior (section 3.2), with encodings h_t of the frames:
@@ -32,7 +33,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 from srvp import networks
-from srvp.config import Count, ModelConfig, Real, register_model
+from srvp.config import ConfigError, Count, ModelConfig, Real, Whole, register_model
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class SRVPConfig(ModelConfig):
     nf: Count  # channels of the encoder's first stage
     nhx: Count  # size of a frame's encoding h
     ny: Count  # size of the state y
-    nz: Count  # size of the stochastic variable z
+    nz: Whole  # size of the stochastic variable z; 0 for the deterministic ablation without z
+    transition: Literal["residual", "mlp", "gru"]  # SRVP, or one of the paper's ablations
     inference_frames: Count  # k: frames that the content w and the first state are inferred from
     nh_inf: Count  # hidden units of the inference networks, and size of w
     nlayers_inf: Count  # linear maps of q(y_1)
@@ -56,6 +58,13 @@ class SRVPConfig(ModelConfig):
     beta_y: Real  # weight of KL(q(y_1) || p(y_1))
     beta_z: Real  # weight of KL(q(z) || p(z))
     l2_res: Real  # weight of the norm of the residuals
+
+    def __post_init__(self) -> None:
+        if self.transition != "residual" and self.euler_steps != 1:
+            raise ConfigError(
+                f"model.euler_steps is {self.euler_steps}, but a {self.transition} transition "
+                "moves from frame to frame: write 1"
+            )
 
     @property
     def frames_needed(self) -> int:
@@ -94,7 +103,7 @@ class Reconstruction(NamedTuple):
     q_y: Normal  # (B, ny)
     q_z: Normal  # (B, T - 1, nz)
     p_z: Normal  # (B, T - 1, nz)
-    residuals: Tensor  # (B, (T - 1) * euler_steps, ny), each dt * f(y, z)
+    residuals: Tensor  # (B, (T - 1) * euler_steps, ny), each dt * f(y, z); empty in the ablations
 
 
 class Prediction(NamedTuple):
@@ -112,6 +121,62 @@ class Loss(NamedTuple):
     kl_y: Tensor  # KL(q(y_1) || N(0, I))
     kl_z: Tensor  # sum over t of KL(q(z_t) || p(z_t | y_{t-1}))
     residual: Tensor  # sum over updates of the Euclidean norm of dt * f(y, z)
+
+
+class ResidualTransition(nn.Module):
+    """y <- y + dt f(y, z), the Euler method for dy/dt = f: the transition of SRVP."""
+
+    def __init__(self, c: SRVPConfig):
+        super().__init__()
+        self.f = networks.mlp(c.ny + c.nz, c.nh_res, c.ny, c.nlayers_res)
+        networks.init_orthogonal(self.f, c.res_gain)
+
+    def forward(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
+        """Move states `(B, ny)` from one frame to the next, all steps with the same z `(B, nz)`.
+
+        Returns:
+            The states after every step and their residuals dt f(y, z), `(B, euler_steps, ny)`.
+        """
+        states, residuals = [], []
+        for _ in range(euler_steps):
+            residuals.append(self.f(torch.cat([y, z], dim=-1)) / euler_steps)
+            y = y + residuals[-1]
+            states.append(y)
+        return torch.stack(states, dim=1), torch.stack(residuals, dim=1)
+
+
+class MLPTransition(nn.Module):
+    """y_{t+1} = f(y_t, z_{t+1}): the ablation without the identity of the residual update."""
+
+    def __init__(self, c: SRVPConfig):
+        super().__init__()
+        self.f = networks.mlp(c.ny + c.nz, c.nh_res, c.ny, c.nlayers_res)
+        networks.init_orthogonal(self.f, c.res_gain)
+
+    def forward(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
+        """As `ResidualTransition`, in one step and without residuals."""
+        return _one_step(self.f(torch.cat([y, z], dim=-1)), euler_steps)
+
+
+class GRUTransition(nn.Module):
+    """y_{t+1} = GRU(y_t, z_{t+1}): the ablation with a gated cell, y its hidden state."""
+
+    def __init__(self, c: SRVPConfig):
+        super().__init__()
+        self.cell = nn.GRUCell(c.nz, c.ny)
+
+    def forward(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
+        """As `ResidualTransition`, in one step and without residuals."""
+        return _one_step(self.cell(z, y), euler_steps)
+
+
+def _one_step(y: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
+    if euler_steps != 1:
+        raise ValueError(f"{euler_steps} Euler steps asked for: this transition knows frames only")
+    return y[:, None], y.new_empty(len(y), 0, y.shape[-1])
+
+
+TRANSITIONS = {"residual": ResidualTransition, "mlp": MLPTransition, "gru": GRUTransition}
 
 
 @register_model("srvp", SRVPConfig)
@@ -134,13 +199,13 @@ class SRVP(nn.Module):
         self.w_frame = nn.Sequential(nn.Linear(c.nhx, c.nh_inf), nn.ReLU(inplace=True))
         self.w_video = nn.Sequential(nn.Linear(c.nh_inf, c.nh_inf), nn.Tanh())
         self.q_y = networks.mlp(c.inference_frames * c.nhx, c.nh_inf, 2 * c.ny, c.nlayers_inf)
-        self.q_z_lstm = nn.LSTM(c.nhx, c.nh_inf, batch_first=True)
-        self.q_z = nn.Linear(c.nh_inf, 2 * c.nz)
-        self.p_z = networks.mlp(c.ny, c.nh_res, 2 * c.nz, c.nlayers_res)
-        self.f = networks.mlp(c.ny + c.nz, c.nh_res, c.ny, c.nlayers_res)
+        if c.nz:
+            self.q_z_lstm = nn.LSTM(c.nhx, c.nh_inf, batch_first=True)
+            self.q_z = nn.Linear(c.nh_inf, 2 * c.nz)
+            self.p_z = networks.mlp(c.ny, c.nh_res, 2 * c.nz, c.nlayers_res)
+        self.transition = TRANSITIONS[c.transition](c)
         networks.init_convolutions(self.encoder)
-        networks.init_convolutions(self.decoder)
-        networks.init_orthogonal(self.f, c.res_gain)  # the rest keeps PyTorch's initialisation
+        networks.init_convolutions(self.decoder)  # the rest keeps PyTorch's initialisation
 
     def draw_noise(self, videos: int, frames: int, generator: torch.Generator) -> Noise:
         """Draw the noise of `videos` sequences of `frames` frames, given and predicted ones."""
@@ -185,7 +250,7 @@ class SRVP(nn.Module):
         h, maps = self.encode(x)
         return Inference(
             q_y=_normal(self.q_y(h[:, :k].flatten(1))),
-            q_z=_normal(self.q_z(self.q_z_lstm(h)[0][:, 1:])),
+            q_z=self.infer_z(h),
             w=self.infer_content(h[:, -k:] if content_frames is None else _pick(h, content_frames)),
             skips=self._skips(maps, skip_frame),
         )
@@ -193,6 +258,12 @@ class SRVP(nn.Module):
     def infer_content(self, h: Tensor) -> Tensor:
         """Infer w `(B, nh_inf)` from encodings `(B, k, nhx)`, whatever their order."""
         return self.w_video(self.w_frame(h).sum(dim=1))
+
+    def infer_z(self, h: Tensor) -> Normal:
+        """q(z_t | x_1, ..., x_t) for t = 2, ..., T: from `(B, T, nhx)` to `(B, T - 1, nz)`."""
+        if self.config.nz == 0:
+            return _normal(h.new_empty(len(h), h.shape[1] - 1, 0))
+        return _normal(self.q_z(self.q_z_lstm(h)[0][:, 1:]))
 
     def _skips(self, maps: list[Tensor], frame: Tensor | None) -> list[Tensor] | None:
         if not self.config.skip_connections:
@@ -205,25 +276,9 @@ class SRVP(nn.Module):
 
     def prior(self, y: Tensor) -> Normal:
         """p(z_{t+1} | y_t): from `(..., ny)` to a distribution over `(..., nz)`."""
+        if self.config.nz == 0:
+            return _normal(y.new_empty(*y.shape[:-1], 0))
         return _normal(self.p_z(y))
-
-    def residual_steps(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
-        """Move states from one frame to the next: y <- y + dt f(y, z), `euler_steps` times.
-
-        Args:
-            y: states `(B, ny)` at a frame.
-            z: `(B, nz)`, the same for all steps.
-            euler_steps: steps per frame; dt = 1 / euler_steps.
-
-        Returns:
-            The states after every step and their residuals dt f(y, z), `(B, euler_steps, ny)`.
-        """
-        states, residuals = [], []
-        for _ in range(euler_steps):
-            residuals.append(self.f(torch.cat([y, z], dim=-1)) / euler_steps)
-            y = y + residuals[-1]
-            states.append(y)
-        return torch.stack(states, dim=1), torch.stack(residuals, dim=1)
 
     def rollout(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
         """Unroll the states of frames 1, ..., T from y_1 `(B, ny)` and z `(B, T - 1, nz)`.
@@ -231,9 +286,9 @@ class SRVP(nn.Module):
         Returns:
             States at whole times `(B, T, ny)` and residuals `(B, (T - 1) * euler_steps, ny)`.
         """
-        states, residuals = [y], [y.new_empty(len(y), 0, y.shape[-1])]
+        states, residuals = [y], [y.new_empty(len(y), 0, y.shape[-1])]  # T may be 1
         for z_t in z.unbind(dim=1):
-            steps, step_residuals = self.residual_steps(states[-1], z_t, euler_steps)
+            steps, step_residuals = self.transition(states[-1], z_t, euler_steps)
             states.append(steps[:, -1])
             residuals.append(step_residuals)
         return torch.stack(states, dim=1), torch.cat(residuals, dim=1)
@@ -254,7 +309,7 @@ class SRVP(nn.Module):
         """
         states = []
         for noise in noise_z.unbind(dim=1):
-            steps, _ = self.residual_steps(y, _sample(self.prior(y), noise), euler_steps)
+            steps, _ = self.transition(y, _sample(self.prior(y), noise), euler_steps)
             y = steps[:, -1]
             states.append(steps if every_step else steps[:, -1:])
         return torch.cat(states, dim=1)
@@ -312,6 +367,8 @@ class SRVP(nn.Module):
     ) -> Prediction:
         """Sample futures: z from the posterior for the given frames, from the prior after them.
 
+        Without z the future is certain: the first state is then the posterior's mean.
+
         Args:
             given: what `condition` returned for T frames of B videos.
             frames: how many to predict.
@@ -327,7 +384,8 @@ class SRVP(nn.Module):
         given = _repeat(given, len(noise.y) // len(given.w))
         passed = given.q_z.mean.shape[1]
         z = _sample(given.q_z, noise.z[:, :passed])
-        states, _ = self.rollout(_sample(given.q_y, noise.y), z, self.config.euler_steps)
+        y_1 = _sample(given.q_y, noise.y) if self.config.nz else given.q_y.mean
+        states, _ = self.rollout(y_1, z, self.config.euler_steps)
         steps = euler_steps or self.config.euler_steps
         future = noise.z[:, passed : passed + frames]
         y = self.generate(states[:, -1], future, steps, every_step)

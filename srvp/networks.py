@@ -96,7 +96,7 @@ def vgg_encoder(channels: int, nf: int, nhx: int) -> Encoder:
         nn.Sequential(*([nn.MaxPool2d(2)] if level else []), *(conv3(a, b) for a, b in pairwise(w)))
         for level, w in enumerate(widths)
     ]
-    return Encoder(stages, nn.Sequential(nn.MaxPool2d(2), *_vector_head(8 * nf, nhx)))
+    return Encoder(stages, nn.Sequential(nn.MaxPool2d(2), _vector_head(8 * nf, nhx)))
 
 
 def _vector_head(channels: int, nhx: int) -> nn.Sequential:
@@ -127,7 +127,7 @@ def vgg_decoder(channels: int, nf: int, n: int, skip: bool) -> Decoder:
     stages = [nn.Sequential(*(conv3(a, b) for a, b in pairwise(w)), _upsample()) for w in widths]
     to_image = nn.ConvTranspose2d(nf, channels, 3, 1, 1, bias=False)
     stages.append(nn.Sequential(conv3(k * nf, nf), to_image))
-    return Decoder(nn.Sequential(*_vector_stem(n, 8 * nf), _upsample()), stages)
+    return Decoder(nn.Sequential(_vector_stem(n, 8 * nf), _upsample()), stages)
 
 
 def _vector_stem(n: int, channels: int) -> nn.Sequential:

@@ -262,7 +262,8 @@ def validation_psnr(
 
 def save_model(model: nn.Module, experiment: Experiment, path: Path) -> None:
     """Write weights and the whole experiment into one safetensors file, atomically."""
-    metadata = {"name": experiment.name, "experiment": json.dumps(to_entry(experiment))}
+    # One entry: safetensors writes several in random order, and equal models would differ.
+    metadata = {"experiment": json.dumps({experiment.name: to_entry(experiment)})}
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     with atomic_write(path) as temporary:
         save_file(weights, temporary, metadata)
@@ -279,9 +280,9 @@ def load_model(path: Path, device: str = "cpu") -> tuple[nn.Module, Experiment]:
         raise FileNotFoundError(f"{path} is missing: train the model first (02_train, `dvc repro`)")
     try:
         with safe_open(path, "pt", device=str(pick_device(device))) as file:
-            metadata = file.metadata()
+            entries = json.loads(file.metadata()["experiment"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        experiment = from_entry(metadata["name"], json.loads(metadata["experiment"]))
+        experiment = from_entry(*next(iter(entries.items())))
     except (SafetensorError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path} is not a model of this program ({error}): train it again"

@@ -5,7 +5,7 @@ import torch
 from conftest import ROOT
 from torch.distributions import Normal
 
-from srvp.config import load_experiment
+from srvp.config import ConfigError, load_experiment
 from srvp.model import SRVP, Noise, SRVPConfig
 from srvp.training import build_model
 
@@ -13,14 +13,17 @@ B, T = 2, 6
 VARIANTS = [("dcgan", False, 1), ("dcgan", True, 2), ("vgg", True, 3)]
 
 
-def make(architecture="dcgan", skip=False, euler_steps=1, channels=1) -> SRVP:
+def make(
+    architecture="dcgan", skip=False, euler_steps=1, channels=1, nz=4, transition="residual"
+) -> SRVP:
     config = SRVPConfig(
         architecture=architecture,
         skip_connections=skip,
         nf=2,
         nhx=8,
         ny=5,
-        nz=4,
+        nz=nz,
+        transition=transition,
         inference_frames=3,
         nh_inf=7,
         nlayers_inf=3,
@@ -131,7 +134,7 @@ def test_the_posterior_of_z_does_not_see_later_frames(x):
 
 def test_zero_dynamics_keep_the_state(x):
     model = make(euler_steps=2)
-    for p in model.f.parameters():
+    for p in model.transition.f.parameters():
         p.data.zero_()
     out = model(x, model.draw(B, T, generator()))
     assert (out.y == out.y[:, :1]).all()
@@ -165,7 +168,7 @@ def test_states_converge_at_first_order_as_the_step_shrinks():
         def forward(self, yz):
             return -yz[..., :5]
 
-    model.f = Decay()
+    model.transition.f = Decay()
     errors = []
     for n in (8, 16, 32):
         y, _ = model.rollout(torch.ones(1, 5), torch.zeros(1, 1, 4), n)
@@ -265,4 +268,51 @@ def test_building_a_model_depends_on_its_seed_alone():
     assert torch.equal(torch.get_rng_state(), before)
     assert all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
     other = build_model(replace(a.config), 1, seed=9)
-    assert not torch.equal(other.f[0].weight, a.f[0].weight)
+    assert not torch.equal(other.q_z.weight, a.q_z.weight)
+
+
+# The paper's ablations.
+
+ABLATIONS = [("mlp", 4), ("gru", 4), ("residual", 0), ("mlp", 0)]
+
+
+@pytest.mark.parametrize(("transition", "nz"), ABLATIONS)
+def test_ablations_train_and_predict(transition, nz, x):
+    model = make(transition=transition, nz=nz)
+    loss = model.loss(x, model.draw(B, T, generator()))
+    loss.total.backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+    prediction = model.predict(model.condition(x), 3, model.draw_noise(B, T + 3, generator()))
+    assert prediction.x.shape == (B, 3, 1, 64, 64)
+
+
+@pytest.mark.parametrize("transition", ["mlp", "gru"])
+def test_mlp_and_gru_have_no_residual_and_no_step_size(transition, x):
+    model = make(transition=transition)
+    draws = model.draw(B, T, generator())
+    assert model(x, draws).residuals.numel() == 0
+    assert model.loss(x, draws).residual == 0
+    noise = model.draw_noise(B, T + 3, generator())
+    with pytest.raises(ValueError, match="2 Euler steps asked for"):
+        model.predict(model.condition(x), 3, noise, euler_steps=2)
+    with pytest.raises(ConfigError, match=f"euler_steps is 2, but a {transition} transition"):
+        make(transition=transition, euler_steps=2)
+
+
+def test_without_z_all_samples_are_equal_and_its_kl_is_zero(x):
+    model = make(nz=0).eval()
+    given = model.condition(x)
+    samples = model.predict(given, 5, model.draw_noise(B * 3, T + 5, generator())).x
+    for other in (1, 2):  # 1e-6: rows of a batch may round differently
+        torch.testing.assert_close(samples[0], samples[other], atol=1e-6, rtol=0)
+    assert model.loss(x, model.draw(B, T, generator())).kl_z == 0
+
+
+def test_gru_keeps_the_state_where_its_update_gate_is_shut():
+    """h' = (1 - u) n + u h: with u = 1, the hidden state, which is y, stays."""
+    model = make(transition="gru")
+    model.transition.cell.weight_ih.data.zero_()
+    model.transition.cell.weight_hh.data.zero_()
+    model.transition.cell.bias_ih.data[5:10] = 100.0  # reset, update, new: 5 entries each
+    y, _ = model.rollout(torch.full((1, 5), 0.3), torch.randn(1, 4, 4), 1)
+    torch.testing.assert_close(y, torch.full((1, 5, 5), 0.3))

@@ -173,4 +173,4 @@ def test_a_model_file_tells_its_experiment_without_this_program(tiny, tmp_path):
     save_model(model, tiny, tmp_path / "model.safetensors")
     content = (tmp_path / "model.safetensors").read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    assert json.loads(header["__metadata__"]["experiment"])["model"]["name"] == "srvp"
+    assert json.loads(header["__metadata__"]["experiment"])["tiny"]["model"]["name"] == "srvp"
