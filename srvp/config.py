@@ -81,6 +81,7 @@ class EvaluationConfig:
     batch_size: Count  # videos at a time
     frames_at_once: Count  # predicted frames at a time: lower it if memory is short
     seed: Whole
+    metrics: tuple[Literal["psnr", "ssim", "lpips", "fvd"], ...] = ("psnr", "ssim", "lpips", "fvd")
 
 
 @dataclass(frozen=True)

@@ -1,92 +1,67 @@
 """The test protocol: best of N samples per video and metric, over the predicted frames only.
 
-For every test video, N futures are sampled. Each is scored frame by frame; its score is the mean
-over frames. Per video, and separately per metric, the best sample counts. Reported are the mean
-over videos and its 95 % interval, 1.96 standard deviations / sqrt(videos) (the authors' protocol).
+For every test video, N futures are sampled. Each is scored frame by frame (PSNR, SSIM, LPIPS); its
+score is the mean over frames. Per video, and separately per metric, the best sample counts.
+Reported are the mean over videos and its 95 % interval, 1.96 standard deviations / sqrt(videos)
+(the authors' protocol). FVD compares one random sample per video, its given frames included and
+all frames rounded down to 8 bits, with the true videos; its mean and interval are over the first
+five samples.
 
-Shapes: N videos, S samples of each, F predicted frames.
+Every batch of videos that is finished is a file, so that an evaluation that was killed goes on
+where it was, and several devices can share the work.
+
+Shapes: B videos, S samples of each (s at a time), T frames, of which F are predicted.
 """
 
+import copy
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
+from torch.multiprocessing import spawn
 from tqdm import tqdm
 
 from srvp import __version__
 from srvp.baselines.trivial import TRIVIAL
-from srvp.config import EvaluationConfig, Experiment, to_entry
+from srvp.config import EvaluationConfig, Experiment
 from srvp.data.prepared import PreparedVideos
-from srvp.files import atomic_write, write_json
-from srvp.metrics import psnr, ssim
+from srvp.files import atomic_write
+from srvp.perceptual import FEWEST_FRAMES, FEWEST_VIDEOS, fetch_weights, fvd
+from srvp.results import NETWORK_METRICS, Scores, weights_folder
+from srvp.scoring import Batch, load_networks
 
-METRICS = {"psnr": psnr, "ssim": ssim}  # of predicted and true frames; higher is better in all
-LABELS = {"psnr": "PSNR (dB)", "ssim": "SSIM"}
-
-# Futures of some videos: given frames (B, T, C, H, W) and the videos' numbers, in chunks of
+# Futures of some videos: given frames (B, T - F, C, H, W) and the videos' numbers, in chunks of
 # samples (B, s, F, C, H, W), so that all samples never stand in memory together.
 Predictor = Callable[[Tensor, list[int]], Iterator[Tensor]]
 
 
-class Summary(NamedTuple):
-    """A metric over the test set."""
-
-    mean: float
-    ci95: float  # half width of the 95 % interval
+# Predictors.
 
 
-@dataclass(frozen=True)
-class Scores:
-    """How one predictor did on every video."""
-
-    samples: dict[str, np.ndarray]  # metric: (N, S) means over the predicted frames
-    curves: dict[str, np.ndarray]  # metric: (N, F) the best sample, frame by frame
-
-    def best(self, metric: str) -> np.ndarray:
-        """Return the number of the best sample of each video, `(N,)`."""
-        return self.samples[metric].argmax(axis=1)
-
-    def worst(self, metric: str) -> np.ndarray:
-        """Return the number of the worst sample of each video, `(N,)`."""
-        return self.samples[metric].argmin(axis=1)
-
-    def summary(self, metric: str) -> Summary:
-        """Return mean and interval over videos of the best samples."""
-        return summarise(self.samples[metric].max(axis=1))
-
-
-def summarise(values: np.ndarray) -> Summary:
-    """Return the mean of `(N,)` values and the half width of its 95 % interval."""
-    return Summary(float(values.mean()), float(1.96 * values.std() / np.sqrt(len(values))))
-
-
-def sampler(
-    model: nn.Module, config: EvaluationConfig, frames: int, euler_steps: int, device: torch.device
-) -> Predictor:
-    """Return the model as a predictor of `frames` frames, `config.samples` times.
+def sampler(model: nn.Module, experiment: Experiment, euler_steps: int) -> Predictor:
+    """Return the model as a predictor, with `euler_steps` per predicted frame.
 
     The noise of a sample depends on the seed, the video and the sample alone: not on the batch
     size, the device, or the videos evaluated before.
     """
+    config, frames = experiment.evaluation, experiment.predicted_frames
 
     @torch.inference_mode()
     def predict(given: Tensor, videos: list[int]) -> Iterator[Tensor]:
-        condition = model.condition(given)
+        condition = model.condition(given)  # once for all samples
         total = given.shape[1] + frames
         noise = [video_noise(model, config, video, total) for video in videos]
         chunk = max(1, config.frames_at_once // (len(videos) * frames))
         for first in range(0, config.samples, chunk):
             chosen = slice(first, first + chunk)
-            part = join_noise([select_noise(n, chosen) for n in noise], device)
+            part = join_noise([select_noise(n, chosen) for n in noise], given.device)
             x = model.predict(condition, frames, part, euler_steps=euler_steps).x
             yield x.float().unflatten(0, (len(videos), -1))
 
@@ -109,180 +84,248 @@ def join_noise(parts: list[NamedTuple], device: torch.device) -> NamedTuple:
     return type(parts[0])(*(torch.cat(x).to(device) for x in zip(*parts, strict=True)))
 
 
-def trivial(predict: Callable[[Tensor, int], Tensor], frames: int) -> Predictor:
-    """Return a baseline of `srvp.baselines.trivial` as a predictor of one sample."""
-    return lambda given, videos: iter([predict(given, frames)[:, None]])
+def model_predictors(model: nn.Module, experiment: Experiment) -> dict[str, Predictor]:
+    """Return the model, under the experiment's name and at every test step size."""
+    first, *others = experiment.evaluation.euler_steps
+    predictors = {experiment.name: sampler(model, experiment, first)}
+    for steps in others:
+        predictors[f"{experiment.name}, dt = 1/{steps}"] = sampler(model, experiment, steps)
+    return predictors
+
+
+def trivial_predictors(frames: int) -> dict[str, Predictor]:
+    """Return the baselines of `srvp.baselines.trivial`, of one sample each."""
+
+    def predictor(predict: Callable[[Tensor, int], Tensor]) -> Predictor:
+        return lambda given, videos: iter([predict(given, frames)[:, None]])
+
+    return {name: predictor(predict) for name, predict in TRIVIAL.items()}
+
+
+# Scoring a test set.
 
 
 def evaluate(
-    predictor: Predictor,
+    predictors: dict[str, Predictor],
     videos: PreparedVideos,
-    conditioning_frames: int,
-    batch_size: int,
+    config: EvaluationConfig,
     device: torch.device,
     partial: Path,
-    label: str,
-) -> Scores:
-    """Score a predictor on every test clip.
+) -> dict[str, Scores]:
+    """Score predictors on every test clip.
 
     Args:
-        predictor: makes the futures.
+        predictors: by name.
         videos: the test set.
-        conditioning_frames: how many frames of a clip are given; the rest is predicted.
-        batch_size: videos at a time.
+        config: the protocol.
         device: where to score.
-        partial: folder for the scores of finished batches; an evaluation that was killed goes on
-            from there. Its name must tell all that the scores depend on.
-        label: for the progress bar.
+        partial: folder for the finished batches, which are not scored again; they stay until
+            `write_scores`. Its name must tell all that scores depend on (`fingerprint`).
+
+    Returns:
+        Scores by predictor.
+
+    Raises:
+        ValueError: predictions are no frames, or the test set is too small for FVD.
+        FileNotFoundError: weights that a metric needs cannot be fetched.
     """
-    batches = []
-    starts = range(0, len(videos.clips), batch_size)
-    for start in tqdm(starts, desc=label, unit="batch", mininterval=5):
-        path = partial / f"{start:05d}.safetensors"
-        if not path.exists():
-            chosen = list(range(start, min(start + batch_size, len(videos.clips))))
-            x = torch.from_numpy(videos.test_clips(chosen)).to(device).float() / 255
-            given, truth = x[:, :conditioning_frames], x[:, conditioning_frames:]
+    _require(config, videos)
+    batches = _batches(videos, config, partial)
+    _score_batches(batches, predictors, videos, config, device)
+    joined = [load_file(path) for path in batches]
+    arrays = {key: np.concatenate([batch[key] for batch in joined]) for key in joined[0]}
+    return {name: _scores(name, arrays, config, videos.clip_frames) for name in predictors}
+
+
+def _require(config: EvaluationConfig, videos: PreparedVideos) -> None:
+    """Make sure, before hours of sampling, of all that the metrics need."""
+    count, frames = len(videos.clips), videos.clip_frames
+    if "fvd" in config.metrics and (count < FEWEST_VIDEOS or frames < FEWEST_FRAMES):
+        raise ValueError(
+            f"FVD needs {FEWEST_VIDEOS} videos of {FEWEST_FRAMES} frames, but {videos.folder} has "
+            f"{count} of {frames}: take more, or fvd out of evaluation.metrics"
+        )
+    if NETWORK_METRICS & set(config.metrics):
+        fetch_weights(weights_folder())
+
+
+def _batches(
+    videos: PreparedVideos, config: EvaluationConfig, partial: Path
+) -> dict[Path, list[int]]:
+    """Return the file of every batch, with the numbers of its clips."""
+    count, size = len(videos.clips), _batch_size(videos, config)
+    starts = range(0, count, size)
+    return {partial / f"{i:05d}.safetensors": list(range(i, min(i + size, count))) for i in starts}
+
+
+def _batch_size(videos: PreparedVideos, config: EvaluationConfig) -> int:
+    """Return how many videos to take at a time: `frames_at_once` may leave less room."""
+    predicted = videos.clip_frames - config.conditioning_frames
+    return max(1, min(config.batch_size, config.frames_at_once // predicted))
+
+
+def _score_batches(
+    batches: dict[Path, list[int]],
+    predictors: dict[str, Predictor],
+    videos: PreparedVideos,
+    config: EvaluationConfig,
+    device: torch.device,
+    progress: bool = True,
+) -> None:
+    """Write the files of those batches that have none."""
+    todo = {path: chosen for path, chosen in batches.items() if not path.exists()}
+    networks = load_networks(config.metrics if todo else [], device)
+    with _progress(batches, disable=not progress) as bar:
+        for path, chosen in todo.items():
+            batch = Batch(torch.from_numpy(videos.test_clips(chosen)).to(device), config, networks)
+            arrays = {} if batch.real is None else {"real": batch.real.numpy()}
+            for name, predictor in predictors.items():
+                try:
+                    scores = batch.score(predictor(batch.given, chosen))
+                except ValueError as error:
+                    raise ValueError(f"{name}, clips {chosen[0]}-{chosen[-1]}: {error}") from error
+                arrays |= {f"{name}/{key}": array for key, array in scores.items()}
             with atomic_write(path) as temporary:
-                save_file(_score(predictor(given, chosen), truth), temporary)
-        batches.append(load_file(path))
-    joined = {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
-    return Scores(
-        samples={m: joined[f"{m}.samples"] for m in METRICS},
-        curves={m: joined[f"{m}.curves"] for m in METRICS},
+                save_file(arrays, temporary)
+            bar.update()
+
+
+def _progress(batches: dict[Path, list[int]], disable: bool = False) -> tqdm:
+    done = sum(path.exists() for path in batches)
+    # Rarely refreshed: every refresh is a line in an executed notebook.
+    return tqdm(
+        desc="evaluate",
+        initial=done,
+        total=len(batches),
+        unit="batch",
+        mininterval=5,
+        disable=disable,
     )
 
 
-def _score(samples: Iterator[Tensor], truth: Tensor) -> dict[str, np.ndarray]:
-    """Score chunks of samples `(B, s, F, C, H, W)` against the true frames `(B, F, C, H, W)`."""
-    frames: dict[str, list[Tensor]] = {name: [] for name in METRICS}
-    for chunk in samples:
-        for name, metric in METRICS.items():
-            frames[name].append(metric(chunk, truth[:, None]))
-    result = {}
-    for name, parts in frames.items():
-        scores = torch.cat(parts, dim=1)  # (B, S, F)
-        means = scores.mean(dim=2)
-        best = means.argmax(dim=1)
-        result[f"{name}.samples"] = means.cpu().numpy()
-        result[f"{name}.curves"] = scores[torch.arange(len(best)), best].cpu().numpy()
-    return result
+def _scores(
+    name: str, arrays: dict[str, np.ndarray], config: EvaluationConfig, frames: int
+) -> Scores:
+    of_frames = [metric for metric in config.metrics if metric != "fvd"]
+    repetitions: tuple = ()
+    if "fvd" in config.metrics:
+        generated = arrays[f"{name}/embeddings"].swapaxes(0, 1)
+        repetitions = tuple(fvd(sample, arrays["real"], frames) for sample in generated)
+    return Scores(
+        samples={metric: arrays[f"{name}/samples/{metric}"] for metric in of_frames},
+        curves={metric: arrays[f"{name}/curves/{metric}"] for metric in of_frames},
+        fvd=repetitions,
+    )
+
+
+def fingerprint(content: str, config: EvaluationConfig, videos: PreparedVideos) -> str:
+    """Return a name for all that scores depend on: predictions, protocol, test set and code.
+
+    Args:
+        content: what tells the predictions from others, such as `weights_digest`.
+        config: the protocol.
+        videos: the test set.
+    """
+    protocol = {**asdict(config), "batch_size": _batch_size(videos, config)}
+    del protocol["frames_at_once"]  # of no effect but through the batch size
+    parts = [__version__, content, protocol, len(videos.clips), videos.manifest]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# Scoring a trained model.
 
 
 def evaluate_experiment(
-    model: nn.Module, experiment: Experiment, videos: PreparedVideos, out: Path
+    model: nn.Module,
+    experiment: Experiment,
+    videos: PreparedVideos,
+    out: Path,
+    devices: Sequence[torch.device] | None = None,
 ) -> dict[str, Scores]:
     """Score a model, at every test step size, and the trivial baselines.
 
-    Scores of finished batches are kept in `out/partial` until all is done, so that an evaluation
-    that was killed goes on where it was.
+    Finished batches are kept in `out/partial` until `write_scores`, so that an evaluation that was
+    killed goes on where it was.
+
+    Args:
+        model: in evaluation mode.
+        experiment: whose protocol to follow.
+        videos: the test set.
+        out: folder of the results.
+        devices: that share the test set, a process each; by default the model's, or all of its
+            kind if there are several GPUs.
 
     Returns:
         Scores by predictor: the model under the experiment's name, then the same model with other
         numbers of Euler steps, then the baselines.
     """
-    config, frames = experiment.evaluation, experiment.predicted_frames
+    config = experiment.evaluation
+    _require(config, videos)
+    partial = out / "partial" / fingerprint(weights_digest(model), config, videos)
     device = next(model.parameters()).device
-    first, *others = config.euler_steps
-    predictors = {experiment.name: sampler(model, config, frames, first, device)}
-    for steps in others:
-        label = step_label(experiment.name, steps)
-        predictors[label] = sampler(model, config, frames, steps, device)
-    predictors |= {name: trivial(predict, frames) for name, predict in TRIVIAL.items()}
-    partial = out / "partial" / _fingerprint(model, experiment, videos)
-    scores = {
-        name: evaluate(
-            predictor,
-            videos,
-            config.conditioning_frames,
-            config.batch_size,
-            device,
-            partial / name.replace(" ", "_"),
-            name,
-        )
-        for name, predictor in predictors.items()
-    }
-    shutil.rmtree(out / "partial")
-    return scores
+    devices = devices or _all_like(device)
+    if len(devices) > 1:
+        _share(model, experiment, videos, partial, devices)
+    predictors = _predictors(model, experiment)
+    return evaluate(predictors, videos, config, device, partial)
 
 
-def step_label(name: str, euler_steps: int) -> str:
-    """Return what to call a model that is tested with another number of Euler steps."""
-    return f"{name}, dt = 1/{euler_steps}"
+def _predictors(model: nn.Module, experiment: Experiment) -> dict[str, Predictor]:
+    # Convolutions are faster this way, on a CPU as on a GPU.
+    model.to(memory_format=torch.channels_last)
+    return model_predictors(model, experiment) | trivial_predictors(experiment.predicted_frames)
 
 
-def _fingerprint(model: nn.Module, experiment: Experiment, videos: PreparedVideos) -> str:
-    """Return a name for all that scores depend on: weights, protocol, test set and code."""
+def _all_like(device: torch.device) -> list[torch.device]:
+    if device.type == "cpu" or torch.accelerator.device_count() == 1:
+        return [device]
+    return [torch.device(device.type, i) for i in range(torch.accelerator.device_count())]
+
+
+def _share(
+    model: nn.Module,
+    experiment: Experiment,
+    videos: PreparedVideos,
+    partial: Path,
+    devices: Sequence[torch.device],
+) -> None:
+    """Score all batches, each device its share, and show the progress of all."""
+    batches = _batches(videos, experiment.evaluation, partial)
+    given = (devices, copy.deepcopy(model).cpu(), experiment, videos.folder, videos.clips, partial)
+    workers = spawn(_score_share, given, nprocs=len(devices), join=False)
+    try:
+        with _progress(batches) as bar:
+            while not workers.join(timeout=1):
+                bar.update(sum(path.exists() for path in batches) - bar.n)
+    finally:  # an interrupt reaches this process alone
+        for process in workers.processes:
+            process.terminate()
+
+
+def _score_share(
+    rank: int,
+    devices: Sequence[torch.device],
+    model: nn.Module,
+    experiment: Experiment,
+    folder: Path,
+    clips: np.ndarray,
+    partial: Path,
+) -> None:
+    """Score every n-th batch: what one of n processes does."""
+    device, config = devices[rank], experiment.evaluation
+    videos = PreparedVideos.open(folder)  # a memory map cannot be handed over
+    videos.clips = clips
+    batches = list(_batches(videos, config, partial).items())[rank :: len(devices)]
+    predictors = _predictors(model.to(device), experiment)
+    _score_batches(dict(batches), predictors, videos, config, device, progress=False)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return the SHA-256 of a model's weights."""
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    protocol = [__version__, to_entry(experiment)["evaluation"], videos.manifest]
-    digest.update(json.dumps(protocol, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
-
-
-def metrics_table(scores: dict[str, Scores]) -> pd.DataFrame:
-    """Return a row per predictor: mean and 95 % interval of every metric over the videos."""
-    columns = {}
-    for metric, label in LABELS.items():
-        summaries = {name: s.summary(metric) for name, s in scores.items()}
-        columns[label] = {name: summary.mean for name, summary in summaries.items()}
-        columns[f"± {label}"] = {name: summary.ci95 for name, summary in summaries.items()}
-    return pd.DataFrame(columns)
-
-
-def write_scores(scores: dict[str, Scores], experiment: Experiment, out: Path) -> None:
-    """Write `metrics.json`, `curves.csv`, `videos.csv` and `protocol.json` into `out`.
-
-    `metrics.json` has the summaries, `curves.csv` the metrics frame by frame, `videos.csv` the
-    scores of every video, `protocol.json` what it takes to make the numbers again.
-    """
-    metrics: dict[str, dict[str, float]] = {}
-    for name, s in scores.items():
-        summaries = {metric: s.summary(metric) for metric in METRICS}
-        metrics[name] = {m: round(summary.mean, 6) for m, summary in summaries.items()}
-        metrics[name] |= {f"{m}_ci95": round(x.ci95, 6) for m, x in summaries.items()}
-    write_json(out / "metrics.json", metrics)
-    protocol = {"experiment": experiment.name, "srvp": __version__, **to_entry(experiment)}
-    write_json(out / "protocol.json", protocol)
-    _write_csv(curves_table(scores, experiment), out / "curves.csv")
-    _write_csv(videos_table(scores), out / "videos.csv")
-
-
-def curves_table(scores: dict[str, Scores], experiment: Experiment) -> pd.DataFrame:
-    """Return predictor, metric, frame (from 1), mean and ci95 over videos of the best samples."""
-    rows = []
-    for name, s in scores.items():
-        for metric, curve in s.curves.items():
-            for i, values in enumerate(
-                curve.T, start=experiment.evaluation.conditioning_frames + 1
-            ):
-                rows.append((name, metric, i, *summarise(values)))
-    return pd.DataFrame(rows, columns=["predictor", "metric", "frame", "mean", "ci95"])
-
-
-def videos_table(scores: dict[str, Scores]) -> pd.DataFrame:
-    """Return predictor, metric, video, and the score of its best, first and worst sample."""
-    tables = [
-        pd.DataFrame(
-            {
-                "predictor": name,
-                "metric": metric,
-                "video": np.arange(len(values)),
-                "best": values.max(axis=1),
-                "first": values[:, 0],
-                "worst": values.min(axis=1),
-            }
-        )
-        for name, s in scores.items()
-        for metric, values in s.samples.items()
-    ]
-    return pd.concat(tables, ignore_index=True)
-
-
-def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    with atomic_write(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+    return digest.hexdigest()
 
 
 @torch.inference_mode()
@@ -297,7 +340,8 @@ def write_examples(
     """Sample the best, a random and the worst future of the first test videos again, as uint8.
 
     The file holds `truth` `(count, T, C, H, W)` and, of the predicted frames alone, `random` (the
-    first sample) and `METRIC.best` and `METRIC.worst` for every metric `(count, F, C, H, W)`.
+    first sample) and `METRIC.best` and `METRIC.worst` for every metric of frames
+    `(count, F, C, H, W)`.
     """
     config, frames = experiment.evaluation, experiment.predicted_frames
     device = next(model.parameters()).device
@@ -307,7 +351,7 @@ def write_examples(
     condition = model.condition(x[:, : config.conditioning_frames])
     noise = [video_noise(model, config, video, x.shape[1]) for video in chosen]
     wanted = {"random": [0] * len(chosen)}
-    for metric in METRICS:
+    for metric in scores.samples:
         wanted[f"{metric}.best"] = scores.best(metric)[chosen].tolist()
         wanted[f"{metric}.worst"] = scores.worst(metric)[chosen].tolist()
     examples = {"truth": clips}

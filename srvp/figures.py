@@ -1,7 +1,7 @@
 """Figures of predictions, metrics and training: one look, the same bytes every time.
 
 Every function returns a closed matplotlib figure: as the last line of a notebook cell it is shown,
-once; `save` writes it as PNG (to look at) and PDF (to print).
+once; `save` writes it as PNG and PDF.
 Frames given to the model have a green border, predicted ones a red one.
 """
 
@@ -16,8 +16,9 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from srvp.evaluation import LABELS
 from srvp.files import atomic_write
+from srvp.report import number
+from srvp.results import LABELS, LOWER_IS_BETTER
 
 GIVEN, PREDICTED = "#009e73", "#d55e00"  # green and red of the colour-blind safe Okabe-Ito palette
 WIDTH = 6.75  # inches: two columns of a paper
@@ -47,11 +48,15 @@ def use_style() -> None:
     sns.set_theme(style="ticks", palette="colorblind", context="paper", rc=STYLE)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write `path`.png and `path`.pdf, without dates and versions, which change the bytes."""
-    for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
-        with atomic_write(Path(path).with_suffix(suffix)) as temporary:
-            figure.savefig(temporary, format=suffix[1:], metadata=metadata)
+def save(figure: Figure, run: Path, name: str) -> None:
+    """Write `run/figures/NAME.png` to look at and `run/print/NAME.pdf` for papers.
+
+    Neither holds dates or versions, which would change its bytes.
+    """
+    with atomic_write(run / "figures" / f"{name}.png") as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+    with atomic_write(run / "print" / f"{name}.pdf") as temporary:
+        figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
 
 
 def sample_grid(
@@ -85,6 +90,12 @@ def sample_grid(
     figure.subplots_adjust(wspace=0.06, hspace=0.06, top=1 - 0.45 / figure.get_figheight())
     plt.close(figure)
     return figure
+
+
+def spread(given: int, total: int, predicted: int = 7) -> list[int]:
+    """Return which frames to draw: the first and last given, then some evenly spaced later ones."""
+    later = np.linspace(given, total - 1, min(predicted, total - given)).round().astype(int)
+    return sorted({0, given - 1, *later.tolist()})
 
 
 def image(frame: np.ndarray) -> np.ndarray:
@@ -157,6 +168,51 @@ def training_curves(history: pd.DataFrame) -> Figure:
     figure.tight_layout()
     plt.close(figure)
     return figure
+
+
+def report_table(table: pd.DataFrame) -> Figure:
+    """Draw results with 95 % intervals: a row per model, a column per metric, a block per data set.
+
+    Args:
+        table: of `srvp.report.report`. Ours are drawn in colour, published ones in grey.
+    """
+    metrics = [metric for metric in LABELS if table[metric].notna().any()]
+    blocks = list(table.groupby("dataset", sort=False))
+    figure, axes = plt.subplots(
+        len(blocks),
+        len(metrics),
+        figsize=(WIDTH, 0.17 * len(table) + 0.55 * len(blocks)),
+        height_ratios=[len(block) for _, block in blocks],
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
+    )
+    for (dataset, block), line in zip(blocks, axes, strict=True):
+        for metric, ax in zip(metrics, line, strict=True):
+            _interval_plot(block, metric, ax)
+        line[0].set_title(dataset, loc="left")
+        line[0].set(yticks=range(len(block)), yticklabels=block["model"])
+        line[0].set_ylim(len(block) - 0.5, -0.5)
+    for metric, ax in zip(metrics, axes[-1], strict=True):
+        label = f"{LABELS[metric]} {'↓' if metric in LOWER_IS_BETTER else '↑'}"
+        ax.set_xlabel(label, fontsize=8)
+    plt.close(figure)
+    return figure
+
+
+def _interval_plot(rows: pd.DataFrame, metric: str, ax: plt.Axes) -> None:
+    """Draw a point with its interval and value for each row that has the metric."""
+    for y, (_, row) in enumerate(rows.iterrows()):
+        if number(row, metric):
+            color, error = (PREDICTED if row["run"] else "0.35"), row[f"{metric}_ci95"]
+            ax.errorbar(row[metric], y, xerr=error, fmt="o", ms=3, lw=1, color=color)
+            value, _, _ = number(row, metric).partition(" ")
+            place = {"xytext": (4, 3), "textcoords": "offset points"}
+            ax.annotate(value, (row[metric], y), **place, fontsize=5, color=color)
+    ax.margins(x=0.2)
+    ax.tick_params(labelsize=7)
+    if rows[metric].isna().all():
+        ax.set_xticks([])
 
 
 def animation(

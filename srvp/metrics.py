@@ -21,23 +21,35 @@ def ssim(prediction: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity, of frames `(..., C, H, W)` in [0, 1]: `(...)` in [-1, 1].
 
     Wang et al. (2004) with a Gaussian window of 11x11 pixels and sigma 1.5, without padding (64x64
-    frames give a 54x54 map), biased variances. `truth` broadcasts against `prediction`: its
-    moments are computed once for all the samples that are compared with it.
+    frames give a 54x54 map), biased variances.
     """
-    blur_rows, blur_columns = (_blur(size, prediction) for size in prediction.shape[-2:])
+    return SSIM(truth)(prediction)
 
-    def blur(x: Tensor) -> Tensor:
-        return blur_rows @ x @ blur_columns.T
 
-    mean_p, mean_t = blur(prediction), blur(truth)
-    products = mean_p * mean_t
-    squares_p, squares_t = mean_p.square(), mean_t.square()
-    variance_p = blur(prediction.square()) - squares_p
-    variance_t = blur(truth.square()) - squares_t
-    covariance = blur(prediction * truth) - products
-    luminance = (2 * products + C1) / (squares_p + squares_t + C1)
-    structure = (2 * covariance + C2) / (variance_p + variance_t + C2)
-    return (luminance * structure).mean(dim=(-3, -2, -1))
+class SSIM:
+    """`ssim` to true frames `(..., C, H, W)` whose moments are computed once.
+
+    Predictions may have axes, such as samples, over which the truth broadcasts.
+    """
+
+    def __init__(self, truth: Tensor):
+        self.truth = truth
+        self.blur_rows, self.blur_columns = (_blur(size, truth) for size in truth.shape[-2:])
+        self.mean = self._mean(truth)
+        self.variance = self._mean(truth.square()) - self.mean.square()
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """Return the mean of the window at every position `(..., C, H - 10, W - 10)`."""
+        return self.blur_rows @ x @ self.blur_columns.T
+
+    def __call__(self, prediction: Tensor) -> Tensor:
+        mean = self._mean(prediction)
+        product, squares = mean * self.mean, mean.square()
+        variance = self._mean(prediction.square()) - squares
+        covariance = self._mean(prediction * self.truth) - product
+        luminance = (2 * product + C1) / (squares + self.mean.square() + C1)
+        structure = (2 * covariance + C2) / (variance + self.variance + C2)
+        return (luminance * structure).mean(dim=(-3, -2, -1))
 
 
 def _blur(size: int, like: Tensor) -> Tensor:

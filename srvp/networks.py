@@ -1,8 +1,8 @@
-"""Networks of SRVP: image encoders and decoders (DCGAN and VGG), and multilayer perceptrons.
+"""Networks: image encoders and decoders (DCGAN and VGG), and multilayer perceptrons.
 
 Frames are 64x64. Encoders return a vector per frame and the feature maps of their four stages;
-decoders take a vector and, with skip connections, those maps. Convolutions have no bias.
-Architectures after the paper's appendix and the authors' code.
+decoders take a vector and, with skip connections, those maps. SRVP's convolutions have no bias,
+SVG's have one (`bias`). Architectures after the papers' appendices and the authors' code.
 """
 
 from itertools import pairwise
@@ -16,19 +16,19 @@ def conv_block(conv: nn.Module) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.LeakyReLU(0.2, inplace=True))
 
 
-def conv3(channels: int, out: int) -> nn.Sequential:
+def conv3(channels: int, out: int, bias: bool = False) -> nn.Sequential:
     """A 3x3 block that keeps the resolution (VGG)."""
-    return conv_block(nn.Conv2d(channels, out, 3, 1, 1, bias=False))
+    return conv_block(nn.Conv2d(channels, out, 3, 1, 1, bias=bias))
 
 
-def conv_down(channels: int, out: int) -> nn.Sequential:
+def conv_down(channels: int, out: int, bias: bool = False) -> nn.Sequential:
     """A 4x4 block that halves the resolution (DCGAN)."""
-    return conv_block(nn.Conv2d(channels, out, 4, 2, 1, bias=False))
+    return conv_block(nn.Conv2d(channels, out, 4, 2, 1, bias=bias))
 
 
-def conv_up(channels: int, out: int) -> nn.Sequential:
+def conv_up(channels: int, out: int, bias: bool = False) -> nn.Sequential:
     """A transposed 4x4 block that doubles the resolution (DCGAN)."""
-    return conv_block(nn.ConvTranspose2d(channels, out, 4, 2, 1, bias=False))
+    return conv_block(nn.ConvTranspose2d(channels, out, 4, 2, 1, bias=bias))
 
 
 class Encoder(nn.Module):
@@ -74,16 +74,21 @@ class Decoder(nn.Module):
         return x.sigmoid()
 
 
-def dcgan_encoder(channels: int, nf: int, nhx: int) -> Encoder:
-    """Four stride-2 convolutions (maps of 32, 16, 8, 4 pixels); the first has no batch norm."""
-    first = nn.Sequential(
-        nn.Conv2d(channels, nf, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)
-    )
-    stages = [first, conv_down(nf, 2 * nf), conv_down(2 * nf, 4 * nf), conv_down(4 * nf, 8 * nf)]
-    return Encoder(stages, _vector_head(8 * nf, nhx))
+def dcgan_encoder(
+    channels: int, nf: int, nhx: int, bias: bool = False, norm_first: bool = False
+) -> Encoder:
+    """Four stride-2 convolutions (maps of 32, 16, 8, 4 pixels).
+
+    The first has no batch norm, unless `norm_first` is set (SVG).
+    """
+    conv = nn.Conv2d(channels, nf, 4, 2, 1, bias=bias)
+    norm = [nn.BatchNorm2d(nf)] if norm_first else []
+    first = nn.Sequential(conv, *norm, nn.LeakyReLU(0.2, inplace=True))
+    stages = [first, *(conv_down(k * nf, 2 * k * nf, bias) for k in (1, 2, 4))]
+    return Encoder(stages, _vector_head(8 * nf, nhx, bias))
 
 
-def vgg_encoder(channels: int, nf: int, nhx: int) -> Encoder:
+def vgg_encoder(channels: int, nf: int, nhx: int, bias: bool = False) -> Encoder:
     """Four stages of 3x3 convolutions (maps of 64, 32, 16, 8 pixels), max pooling between them."""
     widths = [
         (channels, nf, nf),
@@ -93,30 +98,34 @@ def vgg_encoder(channels: int, nf: int, nhx: int) -> Encoder:
     ]
     # Pooling opens a stage rather than closing the one before: skips carry the larger maps.
     stages = [
-        nn.Sequential(*([nn.MaxPool2d(2)] if level else []), *(conv3(a, b) for a, b in pairwise(w)))
+        nn.Sequential(*([nn.MaxPool2d(2)] if level else []), *_conv3_chain(w, bias))
         for level, w in enumerate(widths)
     ]
-    return Encoder(stages, nn.Sequential(nn.MaxPool2d(2), _vector_head(8 * nf, nhx)))
+    return Encoder(stages, nn.Sequential(nn.MaxPool2d(2), _vector_head(8 * nf, nhx, bias)))
 
 
-def _vector_head(channels: int, nhx: int) -> nn.Sequential:
-    conv = nn.Conv2d(channels, nhx, 4, 1, 0, bias=False)
+def _conv3_chain(widths: tuple[int, ...], bias: bool) -> list[nn.Module]:
+    return [conv3(a, b, bias) for a, b in pairwise(widths)]
+
+
+def _vector_head(channels: int, nhx: int, bias: bool) -> nn.Sequential:
+    conv = nn.Conv2d(channels, nhx, 4, 1, 0, bias=bias)
     return nn.Sequential(conv, nn.BatchNorm2d(nhx), nn.Tanh())
 
 
-def dcgan_decoder(channels: int, nf: int, n: int, skip: bool) -> Decoder:
+def dcgan_decoder(channels: int, nf: int, n: int, skip: bool, bias: bool = False) -> Decoder:
     """The encoder's mirror: transposed convolutions, maps of 4, 8, 16, 32 pixels."""
     k = 2 if skip else 1  # a skip connection doubles the input channels of a stage
     stages = [
-        conv_up(k * 8 * nf, 4 * nf),
-        conv_up(k * 4 * nf, 2 * nf),
-        conv_up(k * 2 * nf, nf),
-        nn.ConvTranspose2d(k * nf, channels, 4, 2, 1, bias=False),
+        conv_up(k * 8 * nf, 4 * nf, bias),
+        conv_up(k * 4 * nf, 2 * nf, bias),
+        conv_up(k * 2 * nf, nf, bias),
+        nn.ConvTranspose2d(k * nf, channels, 4, 2, 1, bias=bias),
     ]
-    return Decoder(_vector_stem(n, 8 * nf), stages)
+    return Decoder(_vector_stem(n, 8 * nf, bias), stages)
 
 
-def vgg_decoder(channels: int, nf: int, n: int, skip: bool) -> Decoder:
+def vgg_decoder(channels: int, nf: int, n: int, skip: bool, bias: bool = False) -> Decoder:
     """The encoder's mirror: nearest upsampling after each stage, maps of 8, 16, 32, 64 pixels."""
     k = 2 if skip else 1
     widths = [
@@ -124,14 +133,14 @@ def vgg_decoder(channels: int, nf: int, n: int, skip: bool) -> Decoder:
         (k * 4 * nf, 4 * nf, 4 * nf, 2 * nf),
         (k * 2 * nf, 2 * nf, nf),
     ]
-    stages = [nn.Sequential(*(conv3(a, b) for a, b in pairwise(w)), _upsample()) for w in widths]
-    to_image = nn.ConvTranspose2d(nf, channels, 3, 1, 1, bias=False)
-    stages.append(nn.Sequential(conv3(k * nf, nf), to_image))
-    return Decoder(nn.Sequential(_vector_stem(n, 8 * nf), _upsample()), stages)
+    stages = [nn.Sequential(*_conv3_chain(w, bias), _upsample()) for w in widths]
+    to_image = nn.ConvTranspose2d(nf, channels, 3, 1, 1, bias=bias)
+    stages.append(nn.Sequential(conv3(k * nf, nf, bias), to_image))
+    return Decoder(nn.Sequential(_vector_stem(n, 8 * nf, bias), _upsample()), stages)
 
 
-def _vector_stem(n: int, channels: int) -> nn.Sequential:
-    return conv_block(nn.ConvTranspose2d(n, channels, 4, 1, 0, bias=False))
+def _vector_stem(n: int, channels: int, bias: bool) -> nn.Sequential:
+    return conv_block(nn.ConvTranspose2d(n, channels, 4, 1, 0, bias=bias))
 
 
 def _upsample() -> nn.Upsample:
@@ -152,10 +161,15 @@ def mlp(inputs: int, hidden: int, outputs: int, layers: int) -> nn.Sequential:
 
 
 def init_convolutions(module: nn.Module) -> None:
-    """Draw convolution weights from N(0, 0.02) and batch-norm scales from N(1, 0.02), in place."""
+    """Draw convolution weights from N(0, 0.02) and batch-norm scales from N(1, 0.02), in place.
+
+    Biases are 0.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.normal_(layer.weight, 0.0, 0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.BatchNorm2d):
             nn.init.normal_(layer.weight, 1.0, 0.02)
 

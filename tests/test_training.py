@@ -97,17 +97,6 @@ def test_a_checkpoint_of_other_settings_is_not_continued(tiny, blobs, tmp_path):
     assert other.step == 0
 
 
-def test_an_interrupted_notebook_keeps_a_checkpoint(tiny, blobs, tmp_path):
-    def interrupt(row):
-        if row["step"] == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny, blobs, tmp_path, log=interrupt)
-    run = training.Run(tiny, torch.device("cpu"))
-    assert run.resume(tmp_path / "checkpoint.pt") and run.step == 3
-
-
 def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(tiny, blobs, tmp_path):
     class Poisoned:
         drawn = 0

@@ -1,0 +1,208 @@
+"""How long an evaluation takes beside the authors' procedure, and how much memory it needs.
+
+    python benchmarks/evaluate.py speed AUTHORS    # path of a checkout of the authors' code
+    python benchmarks/evaluate.py memory
+
+`speed` samples and scores (PSNR, SSIM) futures of the same Moving MNIST videos with one full-size
+model, in turns: by the authors' model and metrics, called as their test program does, and by ours.
+`memory` measures peak memory for few and many videos and samples, each in a process of its own.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from srvp import official
+from srvp.config import Experiment, load_experiment
+from srvp.data import MovingMNIST
+from srvp.data.prepared import PreparedVideos
+from srvp.data.staging import Fold, Video, write_prepared
+from srvp.evaluation import evaluate, sampler
+from srvp.files import repository_root
+from srvp.training import build_model
+
+Scored = dict[str, np.ndarray]  # metric: best score of every video
+
+
+def make_videos(count: int, frames: int) -> Tensor:
+    """Return Moving MNIST videos of random blots for digits: uint8 `(count, frames, 1, 64, 64)`."""
+    coarse = torch.rand(50, 1, 7, 7, generator=torch.Generator().manual_seed(0))
+    blots = nn.functional.interpolate(coarse, 28, mode="bilinear")[:, 0]
+    digits = (255 * (2 * blots - 0.6).clamp(0, 1)).byte()
+    videos = MovingMNIST(digits, deterministic=False)
+    return (255 * videos.draw(count, frames, torch.Generator().manual_seed(1))).byte()
+
+
+def make_model(experiment: Experiment, videos: Tensor) -> nn.Module:
+    """Return a model of random weights, its statistics of batch norm settled."""
+    model = build_model(experiment.model, 1, seed=0)
+    x = videos[:4, : experiment.training.frames].float() / 255
+    with torch.no_grad():
+        for seed in range(20):
+            model(x, model.draw(*x.shape[:2], torch.Generator().manual_seed(seed)))
+    return model.eval()
+
+
+def prepare(videos: Tensor, folder: Path) -> PreparedVideos:
+    """Write and open a test set."""
+    clips = Fold(clips=[(i, 0) for i in range(len(videos))], clip_frames=videos.shape[1])
+    named = [Video(f"{i:04d}", video) for i, video in enumerate(videos.numpy())]
+    write_prepared(folder, named, clips, dataset="smmnist")
+    return PreparedVideos.open(folder)
+
+
+# Speed.
+
+
+def compare_speed(given: argparse.Namespace) -> None:
+    torch.set_num_threads(given.threads)
+    experiment = load_experiment(repository_root() / "params.yaml", "smmnist")
+    config = replace(
+        experiment.evaluation,
+        metrics=("psnr", "ssim"),
+        samples=given.samples,
+        frames_at_once=given.frames_at_once,
+    )
+    experiment = replace(experiment, evaluation=config)
+    videos = make_videos(given.videos, experiment.data.test_frames)
+    model = make_model(experiment, videos)
+    with tempfile.TemporaryDirectory() as folder:
+        clips = prepare(videos, Path(folder) / "test")
+        theirs = load_authors_model(given.authors, model, Path(folder))
+
+        def run_ours(partial: Path) -> Scored:
+            predictor = {"ours": sampler(model, experiment, config.euler_steps[0])}
+            scores = evaluate(predictor, clips, config, torch.device("cpu"), partial)["ours"]
+            return {metric: values.max(axis=1) for metric, values in scores.samples.items()}
+
+        model.to(memory_format=torch.channels_last)  # as `evaluate_experiment` does
+        runs: dict[str, Callable[[int], Scored]] = {
+            "authors": lambda _: authors_procedure(theirs, videos, experiment),
+            "ours": lambda turn: run_ours(Path(folder) / f"{turn}"),
+        }
+        report_speed(runs, given)
+
+
+def report_speed(runs: dict[str, Callable[[int], Scored]], given: argparse.Namespace) -> None:
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    print(f"{given.videos} videos, {given.samples} samples, {given.threads} thread(s)")
+    for turn in range(given.turns):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            scores = run(turn)
+            times[name].append(time.perf_counter() - start)
+            means = ", ".join(f"{metric} {v.mean():.3f}" for metric, v in scores.items())
+            print(f"{name:8} {times[name][-1]:8.1f} s   {means}", flush=True)
+    authors, ours = (float(np.median(times[name])) for name in ("authors", "ours"))
+    print(f"ours / authors: {ours / authors:.2f} (median of {given.turns} turns)")
+
+
+def load_authors_model(checkout: Path, model: nn.Module, folder: Path) -> nn.Module:
+    """Return the authors' model with the weights of ours."""
+    sys.path.insert(0, str(checkout))
+    from module.srvp import StochasticLatentResidualVideoPredictor as Authors
+
+    official.save(model, folder)
+    c = model.config
+    theirs = Authors(
+        64,
+        model.channels,
+        *(c.nf, c.nhx, c.ny, c.nz, c.skip_connections, c.inference_frames),
+        *(c.nh_inf, c.nlayers_inf, c.nh_res, c.nlayers_res, c.architecture),
+    )
+    theirs.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+    return theirs.eval()
+
+
+@torch.no_grad()
+def authors_procedure(theirs: nn.Module, videos: Tensor, experiment: Experiment) -> Scored:
+    """Sample and score with the authors' functions, in the steps of their test program.
+
+    Their tensors are time first. Each sample encodes the given frames anew.
+    """
+    from metrics.ssim import ssim_loss
+
+    given_frames, config = experiment.evaluation.conditioning_frames, experiment.evaluation
+    best: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
+    for batch in videos.split(config.batch_size):
+        x = batch.transpose(0, 1).contiguous().float() / 255
+        given, truth = x[:given_frames], x[given_frames:]
+        samples: dict[str, list[Tensor]] = {metric: [] for metric in best}
+        skip = theirs.encode(given)[1]
+        for _ in range(config.samples):
+            _, y, _, w, *_ = theirs(given, given_frames, dt=1)
+            y = theirs.generate(y[-1], [], len(truth) + 1, dt=1)[0][1:]
+            predicted = theirs.decode(w, y.contiguous(), skip).clamp(0, 1)
+            mse = (predicted - truth).square().mean(dim=(3, 4))
+            samples["psnr"].append((10 * (1 / mse).log10()).mean(dim=(0, 2)))
+            pair = (predicted.flatten(0, 1), truth.flatten(0, 1))
+            maps = ssim_loss(*pair, max_val=1.0, reduction="none")
+            samples["ssim"].append(maps.mean(dim=(1, 2, 3)).view(len(truth), -1).mean(dim=0))
+        for metric, scores in samples.items():
+            best[metric].append(torch.stack(scores).amax(dim=0))
+    return {metric: torch.cat(scores).numpy() for metric, scores in best.items()}
+
+
+# Memory.
+
+
+def compare_memory(given: argparse.Namespace) -> None:
+    print(f"{'videos':>8} {'samples':>8} {'peak, MB':>10}")
+    for videos in (8, 64):
+        for samples in (10, 100):
+            command = [sys.executable, __file__, "peak", str(videos), str(samples)]
+            peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            print(f"{videos:8} {samples:8} {float(peak):10.0f}", flush=True)
+
+
+def measure_peak(given: argparse.Namespace) -> None:
+    """Evaluate a small model and print the peak of the process' memory in MB."""
+    torch.set_num_threads(1)
+    experiment = load_experiment(repository_root() / "params.yaml", "tiny")
+    changes = {"samples": given.samples, "batch_size": 8, "frames_at_once": 800}
+    config = replace(experiment.evaluation, **changes)
+    experiment = replace(experiment, evaluation=config)
+    videos = make_videos(given.videos, experiment.data.test_frames)
+    model = make_model(experiment, videos)
+    with tempfile.TemporaryDirectory() as folder:
+        clips = prepare(videos, Path(folder) / "test")
+        del videos
+        predictor = {"ours": sampler(model, experiment, config.euler_steps[0])}
+        evaluate(predictor, clips, config, torch.device("cpu"), Path(folder) / "partial")
+    status = Path("/proc/self/status").read_text()
+    print(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(required=True)
+    speed = commands.add_parser("speed", help="beside the authors' procedure")
+    speed.add_argument("authors", type=Path, help="checkout of the authors' code")
+    speed.add_argument("--videos", type=int, default=4)
+    speed.add_argument("--samples", type=int, default=100)
+    speed.add_argument("--threads", type=int, default=torch.get_num_threads())
+    speed.add_argument("--turns", type=int, default=3)
+    speed.add_argument("--frames-at-once", type=int, default=320)
+    speed.set_defaults(run=compare_speed)
+    memory = commands.add_parser("memory", help="of few and many videos and samples")
+    memory.set_defaults(run=compare_memory)
+    peak = commands.add_parser("peak", help="one measurement of `memory`")
+    peak.add_argument("videos", type=int)
+    peak.add_argument("samples", type=int)
+    peak.set_defaults(run=measure_peak)
+    given = parser.parse_args()
+    given.run(given)
+
+
+if __name__ == "__main__":
+    main()

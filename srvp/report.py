@@ -1,0 +1,162 @@
+"""Our results beside the published ones: one table, as Markdown and as CSV.
+
+Published numbers stand in `reports/paper_results.csv`, a row per number, with the source, the
+setting as printed there and notes. Those on our data sets, with as many given and predicted frames,
+are compared; of a number printed in several places, the first with an interval counts. Our numbers
+are those of the runs' `metrics.json`, made as their `protocol.json` says.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from srvp.baselines.trivial import TRIVIAL
+from srvp.files import atomic_write
+from srvp.results import LABELS, LOWER_IS_BETTER
+
+DATASETS = {  # as published numbers call them
+    "smmnist": "SM-MNIST",
+    "dmmnist": "DM-MNIST",
+    "kth": "KTH",
+    "human36m": "Human3.6M",
+    "bair": "BAIR",
+    "videos": "own videos",
+}
+DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4, "fvd": 0}
+COLUMNS = [
+    "dataset",
+    "model",
+    "setting",  # given -> all frames, and what else the source tells
+    *(column for metric in LABELS for column in (metric, f"{metric}_ci95")),
+    "run",  # ours: name of the folder in `runs/`
+    "source",
+    "note",
+]
+
+
+def experiments_to_run(params: Path) -> list[str]:
+    """Return the names in `run` of a `params.yaml`."""
+    return yaml.safe_load(Path(params).read_text())["run"]
+
+
+def report(runs: Path, experiments: list[str], published: Path) -> pd.DataFrame:
+    """Return our results, and below those of each data set the published ones.
+
+    Args:
+        runs: folder of the runs.
+        experiments: whose runs to report.
+        published: the CSV file of published numbers.
+
+    Returns:
+        A row per model, with `COLUMNS`; numbers that there are not are NaN, `run` is empty for
+        published ones.
+
+    Raises:
+        FileNotFoundError: an experiment has not been evaluated.
+    """
+    ours = pd.concat([_run_rows(runs / name) for name in experiments])
+    # Runs on the same clips have the same baselines.
+    ours = ours.drop_duplicates([c for c in ours if c not in ("run", "source", "note")])
+    rows = pd.concat([ours, published_rows(published, ours)])
+    order = {dataset: i for i, dataset in enumerate(ours["dataset"].unique())}
+    rows = rows.sort_values("dataset", key=lambda names: names.map(order), kind="stable")
+    return rows.reindex(columns=COLUMNS).reset_index(drop=True)
+
+
+def _run_rows(folder: Path) -> pd.DataFrame:
+    """Return a row per predictor of a run."""
+    protocol = _read(folder / "protocol.json")
+    data, evaluation, source = (protocol[key] for key in ("data", "evaluation", "source"))
+    given, total = evaluation["conditioning_frames"], data["test_frames"]
+    rows = []
+    for predictor, values in _read(folder / "metrics.json").items():
+        samples = 1 if predictor in TRIVIAL else evaluation["samples"]
+        counts = f"{'1 sample' if samples == 1 else f'best of {samples}'}, {data['test_videos']}"
+        rows.append(
+            {
+                "dataset": DATASETS[data["dataset"]],
+                "model": predictor,
+                "frames": f"{given}->{total}",
+                "setting": f"{given}->{total}, {counts} videos",
+                **values,
+                "run": folder.name,
+                "note": protocol["protocol"],
+                "source": f"srvp {protocol['srvp']}, {source['file']} {source['sha256'][:8]}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _read(path: Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: run 03_evaluate, or `dvc repro`, first")
+    return json.loads(path.read_text())
+
+
+def published_rows(path: Path, ours: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per published model on the data sets and numbers of frames of ours."""
+    numbers = pd.read_csv(path)
+    numbers["metric"] = numbers["metric"].str.lower()
+    numbers["frames"] = numbers["setting"].str.extract(r"^(\d+->\d+)")
+    numbers = numbers.merge(ours[["dataset", "frames"]].drop_duplicates())
+    numbers = numbers.sort_values("ci95", key=pd.isna, kind="stable")
+    key = ["dataset", "frames", "model"]
+    rows = []
+    for (dataset, _, model), group in numbers.groupby(key, sort=False):
+        chosen = group.drop_duplicates("metric").set_index("metric")
+        rows.append(
+            {
+                "dataset": dataset,
+                "model": model,
+                "setting": max(chosen["setting"], key=len),
+                **chosen["value"],
+                **chosen["ci95"].add_suffix("_ci95"),
+                "run": "",
+                "source": "; ".join(_sources(chosen)),
+                "note": "; ".join(chosen["note"].dropna().unique()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _sources(numbers: pd.DataFrame) -> list[str]:
+    """Return each source with the tables that the numbers come from."""
+    tables = numbers.groupby("source", sort=False)["table"].unique()
+    return [f"{source}: {', '.join(names)}" for source, names in tables.items()]
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Return the table as Markdown, ours in bold, missing numbers left out."""
+    labels = [f"{LABELS[m]} {'↓' if m in LOWER_IS_BETTER else '↑'}" for m in LABELS]
+    lines = [["data set", "model", "frames", *labels, "source"], ["---"] * (4 + len(labels))]
+    for _, row in table.iterrows():
+        ours = bool(row["run"])
+        lines.append(
+            [
+                row["dataset"],
+                f"**{row['model']}**" if ours else row["model"],
+                row["setting"].replace("->", " → "),
+                *(number(row, metric) for metric in LABELS),
+                f"`runs/{row['run']}` ({row['source']})" if ours else row["source"],
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def number(row: pd.Series, metric: str) -> str:
+    """Return a number with its interval, as `16.93 ± 0.07`, or nothing if there is none."""
+    value, ci95, decimals = row[metric], row[f"{metric}_ci95"], DECIMALS[metric]
+    if np.isnan(value):
+        return ""
+    return f"{value:.{decimals}f}" + ("" if np.isnan(ci95) else f" ± {ci95:.{decimals}f}")
+
+
+def write_report(table: pd.DataFrame, folder: Path) -> None:
+    """Write `table.md` and `table.csv` into `folder`."""
+    with atomic_write(folder / "table.csv") as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+    with atomic_write(folder / "table.md") as temporary:
+        temporary.write_text(markdown(table), encoding="utf-8")
