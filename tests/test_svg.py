@@ -1,9 +1,9 @@
 import copy
 import json
 import re
+from collections import namedtuple
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,6 @@ import torch
 from conftest import ROOT
 from safetensors.numpy import load_file
 from torch import nn
-from torch.nn import functional as F
 
 from srvp import figures
 from srvp.baselines import svg
@@ -22,7 +21,7 @@ from srvp.data.prepared import PreparedVideos
 from srvp.data.staging import Fold, Video, write_prepared
 from srvp.evaluation import evaluate_experiment, write_examples
 from srvp.results import curves_table, write_scores
-from srvp.training import autocast, build_model, load_model, train
+from srvp.training import Run, autocast, build_model, load_model, train
 
 B, T, P = 3, 6, 3
 VARIANTS = [("lp", "dcgan"), ("fp", "dcgan"), ("lp", "vgg")]
@@ -415,6 +414,20 @@ def test_svg_goes_from_training_to_figures(variant, tiny, blobs, clips, tmp_path
     assert set(history) == {"step", "lr", "total", "mse", "kl", "validation_psnr"}
 
 
+def test_a_resumed_run_goes_on_bit_for_bit(tiny, blobs, tmp_path):
+    experiment, device = small(tiny, settings(conditioning_frames=5)), torch.device("cpu")
+    whole, cut, resumed = (Run(experiment, device) for _ in range(3))
+    for run, steps in ((whole, 4), (cut, 2)):
+        for _ in range(steps):
+            run.update(blobs.train.draw(2, 8, run.generator))
+    cut.save(tmp_path / "checkpoint.pt")
+    assert resumed.resume(tmp_path / "checkpoint.pt")
+    for _ in range(2):
+        resumed.update(blobs.train.draw(2, 8, resumed.generator))
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
 @pytest.fixture
 def registry():
     """Forget the models that a test registers."""
@@ -425,49 +438,19 @@ def registry():
 
 
 def test_a_third_model_takes_one_class_and_one_registration(tiny, blobs, clips, tmp_path, registry):
-    @dataclass(frozen=True)
-    class FadeConfig(ModelConfig):
-        factor: Real  # brightness of a predicted frame, to begin with
-
-    class Brightness(NamedTuple):
-        noise: torch.Tensor  # (B, 1, 1, 1, 1)
-
-    class Frames(NamedTuple):
-        x: torch.Tensor  # (B, frames, C, 64, 64)
-
-    class Loss(NamedTuple):
-        total: torch.Tensor
-
-    @register_model("fade", FadeConfig)
-    class Fade(nn.Module):
-        """The last given frame, a little darker or brighter."""
-
-        def __init__(self, config, channels):
-            super().__init__()
-            self.factor = nn.Parameter(torch.tensor(config.factor))
-
-        def draw_noise(self, videos, frames, generator):
-            shape = (videos, 1, 1, 1, 1)
-            return Brightness(torch.randn(shape, generator=generator, device=generator.device))
-
-        draw = draw_noise
-
-        def loss(self, x, draws):
-            return Loss(F.mse_loss(self.predict(x[:, :1], x.shape[1] - 1, draws).x, x[:, 1:]))
-
-        def condition(self, x):
-            return x[:, -1:]
-
-        def predict(self, given, frames, noise, euler_steps=None):
-            given = given.repeat_interleave(len(noise.noise) // len(given), dim=0)
-            x = given * (self.factor + 0.1 * noise.noise)
-            return Frames(x.expand(-1, frames, -1, -1, -1).clamp(0, 1))
-
-    entry = to_entry(small(tiny, FadeConfig(factor=0.9)))
-    assert entry["model"] == {"name": "fade", "factor": 0.9}  # as in params.yaml
-    experiment = from_entry("mine", entry)
-    history = train_evaluate_and_draw(experiment, blobs, clips, tmp_path)
-    assert history["total"].notna().any()
+    """The model of README.md, as it stands there."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (example,) = (block for block in blocks if "register_model" in block)
+    tuples = {"Noise": "z", "Loss": "total", "Prediction": "x"}
+    given = {name: namedtuple(name, field) for name, field in tuples.items()}
+    given |= {"dataclass": dataclass, "nn": nn, "torch": torch}
+    given |= {"ModelConfig": ModelConfig, "Real": Real, "register_model": register_model}
+    exec(example, given)
+    entry = to_entry(small(tiny, given["StillConfig"](level=0.5)))
+    assert entry["model"] == {"name": "still", "level": 0.5}  # as in params.yaml
+    history = train_evaluate_and_draw(from_entry("mine", entry), blobs, clips, tmp_path)
+    total = history["total"].dropna()
+    assert total.iloc[-1] < total.iloc[0]
 
 
 # Against numbers of the authors' code: tests/reference/README.md tells how they were made.
