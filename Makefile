@@ -46,6 +46,6 @@ clean:  ## remove what runs and tests leave behind, but no result
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet pip==25.3 # older ones fail to resolve the constraints
+	.venv/bin/python -m pip install --quiet pip==25.3 # the resolver that was tested
 	.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[all]'
 	touch $@
