@@ -49,6 +49,7 @@ def make_model(experiment: Experiment, videos: Tensor) -> nn.Module:
     model = build_model(experiment.model, 1, seed=0)
     x = videos[:4, : experiment.training.frames].float() / 255
     with torch.no_grad():
+        model.transition.f[-1].weight.mul_(0.1)  # keep the states of the untrained model small
         for seed in range(20):
             model(x, model.draw(*x.shape[:2], torch.Generator().manual_seed(seed)))
     return model.eval()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from srvp import evaluation
+from srvp import evaluation, scoring
 from srvp.baselines import trivial
 from srvp.data.prepared import PreparedVideos
 from srvp.data.staging import Fold, Video, write_prepared
@@ -23,7 +23,7 @@ from srvp.evaluation import (
     write_examples,
 )
 from srvp.metrics import psnr
-from srvp.perceptual import FVD, frechet_distance, fvd_embeddings, load_i3d, load_lpips
+from srvp.perceptual import FVD, frechet_distance, load_lpips
 from srvp.results import (
     Scores,
     code_version,
@@ -127,26 +127,44 @@ def test_the_protocol_step_by_step(setup, tmp_path):
     np.testing.assert_allclose(scores["black frame"].samples["psnr"][3], [black], rtol=1e-5)
 
 
-def test_lpips_and_fvd_step_by_step(setup, tmp_path):
-    """LPIPS of one sample, and FVD of the first: given frames before it, all rounded down."""
+def test_lpips_step_by_step(setup, tmp_path):
     model, experiment, videos = setup
-    experiment = changed(experiment, metrics=("lpips", "fvd"), samples=2)
-    predictor, two = sampler(model, experiment, 1), PreparedVideos.open(videos.folder)
-    two.clips = two.clips[:2]
-    with pytest.warns(UserWarning, match="FVD of 2 videos, fewer than 400"):
-        scores = evaluate({"ours": predictor}, two, experiment.evaluation, CPU, tmp_path)["ours"]
-    assert [(fvd.videos, fvd.frames) for fvd in scores.fvd] == [(2, 11)] * 2
-    clips = torch.from_numpy(two.test_clips([0, 1]))
-    x = clips.float() / 255
-    samples = torch.cat(list(predictor(x[:, :5], [0, 1])), dim=1)  # (2, 2, 6, 1, 64, 64)
-    expected = load_lpips(weights_folder())(samples[:, 1], x[:, 5:]).mean(dim=1)
+    experiment = changed(experiment, metrics=("lpips",), samples=2)
+    predictor = sampler(model, experiment, 1)
+    scores = evaluate({"ours": predictor}, videos, experiment.evaluation, CPU, tmp_path)["ours"]
+    x = torch.from_numpy(videos.test_clips([3])).float() / 255
+    (samples,) = predictor(x[:, :5], [3])
+    expected = load_lpips(weights_folder())(samples[0], x[:, 5:].expand(2, -1, -1, -1, -1)).mean(1)
     # 1e-5: batches of other sizes round otherwise.
-    np.testing.assert_allclose(scores.samples["lpips"][:, 1], expected, rtol=1e-5)
+    np.testing.assert_allclose(scores.samples["lpips"][3], expected, rtol=1e-5)
     np.testing.assert_allclose(scores.curves["lpips"].mean(1), scores.samples["lpips"].min(1))
-    generated = torch.cat([clips[:, :5], (samples[:, 0] * 255).floor().byte()], dim=1)
-    i3d = load_i3d(weights_folder())
-    expected = frechet_distance(*(fvd_embeddings(i3d, v) for v in (generated, clips)))
-    assert scores.fvd[0].value == pytest.approx(expected, rel=1e-4)
+
+
+def test_fvd_step_by_step(setup, tmp_path, monkeypatch):
+    """A sample per video at a time, given frames before it, all frames rounded down to 8 bits.
+
+    Pixels stand for the embeddings of I3D, which would take a second a video.
+    """
+    model, experiment, videos = setup
+
+    def pixels(_, clips):
+        assert clips.dtype == torch.uint8 and clips.shape[1:] == (11, 1, 64, 64)
+        return clips.flatten(1)[:, 50 :: 11 * 64 * 64 // 400].double()
+
+    monkeypatch.setattr(scoring, "fvd_embeddings", pixels)
+    experiment = changed(experiment, metrics=("fvd",), samples=7, frames_at_once=24)
+    predictor = sampler(model, experiment, 1)
+    with pytest.warns(UserWarning, match="FVD of 5 videos, fewer than 400"):
+        scores = evaluate({"ours": predictor}, videos, experiment.evaluation, CPU, tmp_path)["ours"]
+    clips = torch.from_numpy(videos.test_clips(range(5)))
+    given = clips[:, :5]
+    samples = torch.cat(list(predictor(given.float() / 255, list(range(5)))), dim=1)
+    assert len(scores.fvd) == 5  # of seven samples, the first five
+    for sample, fvd in zip(samples.unbind(1), scores.fvd, strict=False):
+        generated = torch.cat([given, (sample * 255).floor().byte()], dim=1)
+        # 1e-4: rounding of frames moves a pixel in thousands to the next of 256 levels.
+        expected = frechet_distance(pixels(None, generated), pixels(None, clips))
+        assert (fvd.value, fvd.videos, fvd.frames) == (pytest.approx(expected, rel=1e-4), 5, 11)
 
 
 def test_every_test_step_size_is_scored(setup, tmp_path):
@@ -190,7 +208,7 @@ def test_no_more_frames_at_once_than_asked_for(setup, tmp_path, frames_at_once):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from srvp import evaluation
+from srvp import evaluation, scoring
 from srvp.data.prepared import PreparedVideos
 from srvp.training import load_model
 

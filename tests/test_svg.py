@@ -483,7 +483,7 @@ class Case:
         theirs = drawn_weights(facts["state"])
         total = sum(w.double().sum().item() for w in theirs.values())
         assert total == pytest.approx(facts["checksum"], abs=1e-3)
-        self.names = {ours: key for ours, key in pair_names(self.model, theirs)}
+        self.names = dict(pair_names(self.model, theirs))
         self.state = {
             ours: torch.cat([theirs[k] for k in keys]) for ours, keys in self.names.items()
         }
