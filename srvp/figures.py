@@ -28,7 +28,11 @@ TERMS = {
     "kl_y": "KL of the first state",
     "kl_z": "KL of z",
     "residual": "residual norm",
+    "mse": "squared error per pixel",
+    "kl": "KL of z",
+    "validation_psnr": "validation PSNR, best sample",
 }
+UNITS = dict.fromkeys(("nll", "kl_y", "kl_z", "kl"), "nats per video") | {"validation_psnr": "dB"}
 STYLE = {
     "axes.grid": True,
     "axes.spines.right": False,
@@ -150,15 +154,14 @@ def training_curves(history: pd.DataFrame) -> Figure:
     Args:
         history: the rows of a run's curves, one column per quantity.
     """
-    terms = [name for name in [*TERMS, "validation_psnr"] if name in history]
+    terms = [name for name in history if name not in ("step", "lr")]
     columns = (len(terms) + 1) // 2
     figure, axes = plt.subplots(2, columns, figsize=(WIDTH, 3.4), sharex=True, squeeze=False)
     for name, ax in zip(terms, axes.flat, strict=False):
         shown = history[["step", name]].dropna()
         ax.plot(shown["step"], shown[name], marker="." if len(shown) < 20 else None, lw=1)
-        unit = "dB" if name == "validation_psnr" else "nats per video"
-        ax.set(title=TERMS.get(name, "validation PSNR, best sample"), ylabel=unit)
-        if name in TERMS and len(shown) > 20:  # the first steps would hide the rest
+        ax.set(title=TERMS.get(name, name), ylabel=UNITS.get(name, ""))
+        if name != "validation_psnr" and len(shown) > 20:  # the first steps would hide the rest
             settled = shown[name].iloc[len(shown) // 20 :]
             ax.set_ylim(settled.min(), settled.max())
     for ax in axes[-1]:
