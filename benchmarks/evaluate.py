@@ -202,7 +202,7 @@ def main() -> None:
     speed.add_argument("--samples", type=int, default=100)
     speed.add_argument("--threads", type=int, default=torch.get_num_threads())
     speed.add_argument("--turns", type=int, default=3)
-    speed.add_argument("--frames-at-once", type=int, default=320)
+    speed.add_argument("--frames-at-once", type=int, default=160)
     speed.set_defaults(run=compare_speed)
     memory = commands.add_parser("memory", help="of few and many videos and samples")
     memory.set_defaults(run=compare_memory)
