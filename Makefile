@@ -35,7 +35,7 @@ notebooks: .venv/installed  ## run the notebooks as they are committed and keep 
 	rm -rf scratch
 	jupyter execute --inplace $(NOTEBOOKS)
 	nbstripout --keep-output --keep-count --extra-keys \
-		"cell.metadata.execution metadata.language_info.version" $(NOTEBOOKS)
+		"cell.metadata.execution metadata.language_info.version metadata.widgets" $(NOTEBOOKS)
 
 format: .venv/installed  ## format code and notebooks
 	ruff check --fix .

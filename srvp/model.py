@@ -123,13 +123,18 @@ class Loss(NamedTuple):
     residual: Tensor  # sum over updates of the Euclidean norm of dt * f(y, z)
 
 
+def _dynamics(c: SRVPConfig) -> nn.Sequential:
+    f = networks.mlp(c.ny + c.nz, c.nh_res, c.ny, c.nlayers_res)
+    networks.init_orthogonal(f, c.res_gain)
+    return f
+
+
 class ResidualTransition(nn.Module):
     """y <- y + dt f(y, z), the Euler method for dy/dt = f: the transition of SRVP."""
 
     def __init__(self, c: SRVPConfig):
         super().__init__()
-        self.f = networks.mlp(c.ny + c.nz, c.nh_res, c.ny, c.nlayers_res)
-        networks.init_orthogonal(self.f, c.res_gain)
+        self.f = _dynamics(c)
 
     def forward(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
         """Move states `(B, ny)` from one frame to the next, all steps with the same z `(B, nz)`.
@@ -150,8 +155,7 @@ class MLPTransition(nn.Module):
 
     def __init__(self, c: SRVPConfig):
         super().__init__()
-        self.f = networks.mlp(c.ny + c.nz, c.nh_res, c.ny, c.nlayers_res)
-        networks.init_orthogonal(self.f, c.res_gain)
+        self.f = _dynamics(c)
 
     def forward(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
         """As `ResidualTransition`, in one step and without residuals."""
@@ -309,7 +313,7 @@ class SRVP(nn.Module):
         """
         states = []
         for noise in noise_z.unbind(dim=1):
-            steps, _ = self.transition(y, _sample(self.prior(y), noise), euler_steps)
+            steps, _ = self.transition(y, networks.sample(self.prior(y), noise), euler_steps)
             y = steps[:, -1]
             states.append(steps if every_step else steps[:, -1:])
         return torch.cat(states, dim=1)
@@ -327,8 +331,8 @@ class SRVP(nn.Module):
     def forward(self, x: Tensor, draws: Draws) -> Reconstruction:
         """Pass a video `(B, T, C, 64, 64)` through the posterior (training)."""
         q_y, q_z, w, skips = self.infer(x, draws.content_frames, draws.skip_frame)
-        z = _sample(q_z, draws.noise.z)
-        y, residuals = self.rollout(_sample(q_y, draws.noise.y), z, self.config.euler_steps)
+        z = networks.sample(q_z, draws.noise.z)
+        y, residuals = self.rollout(networks.sample(q_y, draws.noise.y), z, self.config.euler_steps)
         return Reconstruction(
             x=self.decode(w, y, skips),
             y=y,
@@ -383,8 +387,8 @@ class SRVP(nn.Module):
         """
         given = _repeat(given, len(noise.y) // len(given.w))
         passed = given.q_z.mean.shape[1]
-        z = _sample(given.q_z, noise.z[:, :passed])
-        y_1 = _sample(given.q_y, noise.y) if self.config.nz else given.q_y.mean
+        z = networks.sample(given.q_z, noise.z[:, :passed])
+        y_1 = networks.sample(given.q_y, noise.y) if self.config.nz else given.q_y.mean
         states, _ = self.rollout(y_1, z, self.config.euler_steps)
         steps = euler_steps or self.config.euler_steps
         future = noise.z[:, passed : passed + frames]
@@ -396,10 +400,6 @@ def _normal(raw: Tensor) -> Normal:
     """Split the last axis into mean and raw scale; std = softplus(raw) + 1e-8."""
     mean, scale = raw.float().chunk(2, dim=-1)
     return Normal(mean, F.softplus(scale) + 1e-8, validate_args=False)
-
-
-def _sample(distribution: Normal, noise: Tensor) -> Tensor:
-    return distribution.mean + distribution.stddev * noise
 
 
 def _pick(sequence: Tensor, frames: Tensor) -> Tensor:

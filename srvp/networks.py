@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 
 
 def conv_block(conv: nn.Module) -> nn.Sequential:
@@ -158,6 +159,11 @@ def mlp(inputs: int, hidden: int, outputs: int, layers: int) -> nn.Sequential:
     for a, b in pairwise(widths):
         modules += [nn.Linear(a, b), nn.ReLU(inplace=True)]
     return nn.Sequential(*modules[:-1])
+
+
+def sample(distribution: Normal, noise: Tensor) -> Tensor:
+    """Draw by reparameterisation: mean + std * noise, gradients reaching both."""
+    return distribution.mean + distribution.stddev * noise
 
 
 def init_convolutions(module: nn.Module) -> None:

@@ -80,7 +80,7 @@ class Run:
         self.history: list[Row] = []  # the curves so far
         self.sums: dict[str, Tensor] = {}  # of the loss terms since the last row
         self.summed = 0  # steps that the sums are over
-        self.best: dict[str, Any] | None = None  # step, psnr and weights of the best validation
+        self.best: dict[str, Any] | None = None  # if selected: psnr and weights of the best so far
 
     def update(self, x: Tensor) -> None:
         """Take one optimisation step on videos `(B, T, C, 64, 64)`, without waiting for it."""
@@ -115,11 +115,11 @@ class Run:
         return row
 
     def validate(self, source: VideoSource) -> Row:
-        """Append the validation PSNR to the curves, and keep the weights if it is the best."""
+        """Append the validation PSNR to the curves; keep the best weights if they are selected."""
         value = validation_psnr(self.model, source, self.experiment, self.device)
-        if self.best is None or value > self.best["psnr"]:
+        if self.config.select_best and (self.best is None or value > self.best["psnr"]):
             weights = {k: v.cpu().clone() for k, v in self.model.state_dict().items()}
-            self.best = {"psnr": value, "step": self.step, "weights": weights}
+            self.best = {"psnr": value, "weights": weights}
         row = {"step": self.step, "validation_psnr": value}
         self.history.append(row)
         return row
@@ -275,7 +275,7 @@ def load_model(path: Path, device: str = "cpu") -> tuple[nn.Module, Experiment]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is missing: train the model first (02_train, `dvc repro`)")
     try:
-        with safe_open(path, "pt", device=str(pick_device(device))) as file:
+        with safe_open(path, "pt") as file:
             entries = json.loads(file.metadata()["experiment"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         experiment = from_entry(*next(iter(entries.items())))

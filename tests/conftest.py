@@ -18,6 +18,11 @@ from srvp.data import MovingMNIST, TrainingVideos
 ROOT = Path(__file__).parent.parent
 
 
+def generator(seed: int = 0) -> torch.Generator:
+    """Return a generator of random numbers on the CPU."""
+    return torch.Generator().manual_seed(seed)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Experiment:
     """The `tiny` experiment of params.yaml, on the CPU."""

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, generator
 from torch.distributions import Normal
 
 from srvp.config import ConfigError, load_experiment
@@ -45,10 +45,6 @@ def make(
     with torch.no_grad():
         model(x, model.draw(B, T, generator()))
     return model
-
-
-def generator(seed=0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

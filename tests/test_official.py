@@ -105,11 +105,13 @@ def test_evaluation_pass(case):
     check_pass(out, inference, case.group("eval"))
 
 
-@pytest.mark.parametrize("steps", ["predict", "predict_test_steps"])
-def test_prediction(case, steps):
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [*((name, "predict") for name in CASES), ("vgg_skip_grey", "predict_test_steps")],
+)
+def test_prediction(name, steps):
+    case = Case(name)
     expected, given = case.group(steps), case.facts["nt_cond"]
-    if not expected:
-        pytest.skip("this case has one step size only")
     euler_steps = case.facts["test_n_euler_steps"] if steps == "predict_test_steps" else None
     frames = case.facts["nt_gen"] - given
     with torch.no_grad():

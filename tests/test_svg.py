@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, generator
 from safetensors.numpy import load_file
 from torch import nn
 
@@ -63,10 +63,6 @@ def make(variant="lp", architecture="dcgan", channels=1) -> SVG:
 
 def batch_norms(model) -> list[nn.BatchNorm2d]:
     return [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
-
-
-def generator(seed=0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

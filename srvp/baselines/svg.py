@@ -214,7 +214,7 @@ class SVG(nn.Module):
         """Predict each frame of `(B, T, C, 64, 64)` but the first from the true ones before it."""
         h, maps = self.encode(x)
         q_z, (p_z, _) = self.posterior(h), self.prior(h[:, :-1])
-        g, _ = self.advance(h[:, :-1], _sample(q_z, noise.z))
+        g, _ = self.advance(h[:, :-1], networks.sample(q_z, noise.z))
         last = self.config.conditioning_frames - 2  # counted from 0: no skips come from later ones
         skips = [maps[min(t, last)] for t in range(g.shape[1])]
         frames = [self.decoder(*step) for step in zip(g.unbind(dim=1), skips, strict=True)]
@@ -258,7 +258,7 @@ class SVG(nn.Module):
             )
         given = _repeat(given, len(noise.z) // len(given.h))
         passed = given.h.shape[1] - 1
-        z = given.q_z.mean if self.p_z is None else _sample(given.q_z, noise.z[:, :passed])
+        z = given.q_z.mean if self.p_z is None else networks.sample(given.q_z, noise.z[:, :passed])
         _, prior_state = self.prior(given.h[:, :-1])
         _, state = self.advance(given.h[:, :-1], z)
         h, x = given.h[:, -1:], []
@@ -266,7 +266,7 @@ class SVG(nn.Module):
             if x:
                 h = self.encoder(x[-1])[0][:, None]
             p_z, prior_state = self.prior(h, prior_state)
-            g, state = self.advance(h, _sample(p_z, eps), state)
+            g, state = self.advance(h, networks.sample(p_z, eps), state)
             x.append(self.decoder(g[:, 0], given.skips))
         return Prediction(torch.stack(x, dim=1))
 
@@ -275,10 +275,6 @@ def _normal(raw: Tensor) -> Normal:
     """Split the last axis into mean and natural logarithm of the variance."""
     mean, logvar = raw.float().chunk(2, dim=-1)
     return Normal(mean, (0.5 * logvar).exp(), validate_args=False)
-
-
-def _sample(distribution: Normal, noise: Tensor) -> Tensor:
-    return distribution.mean + distribution.stddev * noise
 
 
 def _repeat(given: Given, samples: int) -> Given:
