@@ -34,7 +34,7 @@ from srvp.config import EvaluationConfig, Experiment
 from srvp.data.prepared import PreparedVideos
 from srvp.files import atomic_write
 from srvp.perceptual import FEWEST_FRAMES, FEWEST_VIDEOS, fetch_weights, fvd
-from srvp.results import NETWORK_METRICS, Scores, weights_folder
+from srvp.results import NETWORK_METRICS, Scores, at_step_size, weights_folder
 from srvp.scoring import Batch, load_networks
 
 # Futures of some videos: given frames (B, T - F, C, H, W) and the videos' numbers, in chunks of
@@ -89,7 +89,7 @@ def model_predictors(model: nn.Module, experiment: Experiment) -> dict[str, Pred
     first, *others = experiment.evaluation.euler_steps
     predictors = {experiment.name: sampler(model, experiment, first)}
     for steps in others:
-        predictors[f"{experiment.name}, dt = 1/{steps}"] = sampler(model, experiment, steps)
+        predictors[at_step_size(experiment.name, steps)] = sampler(model, experiment, steps)
     return predictors
 
 

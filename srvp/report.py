@@ -3,7 +3,8 @@
 Published numbers stand in `reports/paper_results.csv`, a row per number, with the source, the
 setting as printed there and notes. Those on our data sets, with as many given and predicted frames,
 are compared; of a number printed in several places, the first with an interval counts. Our numbers
-are those of the runs' `metrics.json`, made as their `protocol.json` says.
+are those of the runs' `metrics.json`, made as their `protocol.json` says. Experiments on the same
+test clips can also be laid side by side, frame by frame.
 """
 
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
+from safetensors.numpy import load_file
 
 from srvp.baselines.trivial import TRIVIAL
 from srvp.files import atomic_write
@@ -160,3 +162,47 @@ def write_report(table: pd.DataFrame, folder: Path) -> None:
         table.to_csv(temporary, index=False, float_format="%.6g")
     with atomic_write(folder / "table.md") as temporary:
         temporary.write_text(markdown(table), encoding="utf-8")
+
+
+# Models side by side on the same test clips.
+
+
+def same_clips(runs: Path, experiments: list[str]) -> dict[str, list[str]]:
+    """Return the experiments that can be compared clip by clip, by data set.
+
+    Those of a data set have the same test clips, given frames and seed; only what there are at
+    least two of.
+    """
+    groups: dict[str, dict[str, list[str]]] = {}
+    for name in experiments:
+        protocol = _read(runs / name / "protocol.json")
+        data, given = protocol["data"], protocol["evaluation"]["conditioning_frames"]
+        same = json.dumps([data, given], sort_keys=True)
+        groups.setdefault(data["dataset"], {}).setdefault(same, []).append(name)
+    largest = {dataset: max(found.values(), key=len) for dataset, found in groups.items()}
+    return {dataset: names for dataset, names in largest.items() if len(names) > 1}
+
+
+def frames(runs: Path, experiment: str) -> tuple[int, int]:
+    """Return how many frames a run was given, and how many a test clip has."""
+    protocol = _read(runs / experiment / "protocol.json")
+    return protocol["evaluation"]["conditioning_frames"], protocol["data"]["test_frames"]
+
+
+def joint_curves(runs: Path, experiments: list[str]) -> pd.DataFrame:
+    """Return the metrics frame by frame of some runs, the baselines that they share once."""
+    curves = pd.concat([pd.read_csv(runs / name / "curves.csv") for name in experiments])
+    return curves.drop_duplicates(["predictor", "metric", "frame"], ignore_index=True)
+
+
+def best_futures(
+    runs: Path, experiments: list[str], video: int, metric: str
+) -> dict[str, np.ndarray]:
+    """Return a test clip and, by model, its best sample, given frames first: `(T, C, H, W)`."""
+    rows: dict[str, np.ndarray] = {}
+    for name in experiments:
+        examples = load_file(runs / name / "examples.safetensors")
+        truth, future = examples["truth"][video], examples[f"{metric}.best"][video]
+        rows.setdefault("truth", truth)
+        rows[name] = np.concatenate([truth[: len(truth) - len(future)], future])
+    return rows

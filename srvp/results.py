@@ -98,6 +98,29 @@ def metrics_table(scores: dict[str, Scores]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def at_step_size(name: str, euler_steps: int) -> str:
+    """Name an experiment's model at another number of Euler steps than its protocol's."""
+    return f"{name}, dt = 1/{euler_steps}"
+
+
+def step_sizes(summaries: dict[str, dict], experiment: Experiment) -> pd.DataFrame:
+    """Return steps, metric, mean and ci95 of the model at every number of Euler steps per frame.
+
+    Args:
+        summaries: content of `metrics.json`.
+        experiment: that it was measured for.
+    """
+    first, *others = experiment.evaluation.euler_steps
+    names = {first: experiment.name} | {n: at_step_size(experiment.name, n) for n in others}
+    rows = [
+        (steps, metric, summaries[name][metric], summaries[name].get(f"{metric}_ci95", np.nan))
+        for steps, name in sorted(names.items())
+        for metric in LABELS
+        if metric in summaries[name]
+    ]
+    return pd.DataFrame(rows, columns=["steps", "metric", "mean", "ci95"])
+
+
 def curves_table(scores: dict[str, Scores], experiment: Experiment) -> pd.DataFrame:
     """Return predictor, metric, frame (from 1), mean and ci95 over videos of the best samples."""
     first = experiment.evaluation.conditioning_frames + 1

@@ -1,9 +1,11 @@
+import av
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image, ImageColor
 
-from srvp import figures
+from srvp import animation, figures
 
 
 @pytest.fixture
@@ -24,13 +26,24 @@ def draw_all(examples, folder):
     figures.save(figures.metric_curves(curves), folder, "curves")
     history = pd.DataFrame({"step": range(30), "total": np.linspace(3, 1, 30)})
     figures.save(figures.training_curves(history), folder, "training")
-    figures.animation([figures.futures(examples, v) for v in (0, 1)], 3, folder / "moving.gif")
+    samples = np.random.RandomState(1).randint(0, 256, (5, 6, 1, 64, 64)).astype(np.uint8)
+    figures.save(figures.diversity_maps(samples, [0, 2, 5], 4), folder, "diversity")
+    rates = {rate: samples[0].repeat(rate, axis=0) for rate in (1, 2)}
+    figures.save(figures.frame_rates(rates, 4, 3), folder, "rates")
+    norms = np.random.RandomState(2).rand(4, 9)
+    figures.save(figures.residual_norms(norms, norms > 0.8), folder, "norms")
+    figures.save(figures.trajectories(norms[:, :2], norms[None, :, 2:4], 2), folder, "paths")
+    steps = pd.DataFrame({"steps": [1, 2], "metric": "psnr", "mean": [14.0, 14.1], "ci95": 0.2})
+    figures.save(figures.step_sizes(steps), folder, "steps")
+    figures.save(figures.generative_model(), folder, "model")
+    clips = [figures.futures(examples, v) for v in (0, 1)]
+    animation.save(animation.pages(clips, 3), folder, "moving")
     return {p.name: p.read_bytes() for p in folder.rglob("*.*")}
 
 
 def test_figures_are_the_same_bytes_every_time(examples, tmp_path):
     first = draw_all(examples, tmp_path / "a")
-    assert len(first) == 7
+    assert len(first) == 20
     assert draw_all(examples, tmp_path / "b") == first
 
 
@@ -43,11 +56,37 @@ def test_futures_begin_with_the_given_frames(examples):
 
 
 def test_animation_has_a_page_per_frame_with_green_then_red_borders(examples, tmp_path):
-    figures.animation([figures.futures(examples, 0)], 3, tmp_path / "moving.gif")
-    with Image.open(tmp_path / "moving.gif") as gif:
-        assert gif.n_frames == 9
-        for t in range(9):
+    animation.save(animation.pages([figures.futures(examples, 0)], 3), tmp_path, "moving")
+    with Image.open(tmp_path / "figures" / "moving.gif") as gif:
+        pages = []
+        for t in range(gif.n_frames):
             gif.seek(t)
-            border = gif.convert("RGB").getpixel((5, 22 + 5))
-            expected = ImageColor.getrgb(figures.GIVEN if t < 3 else figures.PREDICTED)
-            assert np.abs(np.subtract(border, expected)).max() < 16  # a GIF has 256 colours
+            pages.append(np.array(gif.convert("RGB")))
+    with av.open(str(tmp_path / "print" / "moving.mp4")) as film:
+        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    assert len(pages) == len(frames) == 9
+    for t, (page, frame) in enumerate(zip(pages, frames, strict=True)):
+        expected = ImageColor.getrgb(figures.GIVEN if t < 3 else figures.PREDICTED)
+        border = (animation.HEADER + 5, 5)
+        assert np.abs(page[border].astype(int) - expected).max() < 16  # a GIF has 256 colours
+        assert np.abs(frame[border].astype(int) - expected).max() < 48  # colour at half resolution
+
+
+def test_frames_become_bytes():
+    assert figures.to_bytes(torch.tensor([0.0, 0.4999, 1.0])).tolist() == [0, 127, 255]
+
+
+def test_rows_at_several_frame_rates_have_their_frames_at_their_times():
+    """At twice the rate there is one frame more between two; whole times stand below each other."""
+    videos = {rate: np.zeros((4 * rate, 1, 64, 64), np.uint8) for rate in (1, 2)}
+    axes = figures.frame_rates(videos, 6, frames=3).axes
+    once, twice = axes[:3], axes[3:]
+    assert len(twice) == 5
+    assert [ax.get_position().x0 for ax in once] == [ax.get_position().x0 for ax in twice[::2]]
+
+
+def test_means_around_bounces_count_every_frame_near_one():
+    norms = np.arange(6.0)[None]
+    bounces = np.array([[False, False, True, False, False, False]])
+    table = figures.around_bounces(norms, bounces, reach=1)
+    assert table.to_numpy().tolist() == [[-1, 1], [0, 2], [1, 3]]

@@ -4,10 +4,21 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from safetensors.numpy import save_file
 
 from srvp import figures
 from srvp.perceptual import FVD
-from srvp.report import DATASETS, experiments_to_run, markdown, published_rows, report, write_report
+from srvp.report import (
+    DATASETS,
+    best_futures,
+    experiments_to_run,
+    joint_curves,
+    markdown,
+    published_rows,
+    report,
+    same_clips,
+    write_report,
+)
 from srvp.results import Scores, digest, write_scores
 
 PUBLISHED = ROOT / "reports" / "paper_results.csv"
@@ -58,6 +69,24 @@ def test_published_rows_are_those_of_the_same_data_set_and_frames(runs):
     assert published.index.is_unique
     assert not any("->30" in setting for setting in published["setting"])
     assert published[["lpips", "fvd"]].isna().all(axis=None)
+
+
+def test_experiments_on_the_same_clips_are_compared(runs):
+    assert same_clips(runs, ["first", "second"]) == {"smmnist": ["first", "second"]}
+    assert same_clips(runs, ["first"]) == {}
+    curves = joint_curves(runs, ["first", "second"])
+    assert list(curves["predictor"].unique()) == ["first", "black frame", "second"]
+    assert not curves.duplicated(["predictor", "metric", "frame"]).any()
+
+
+def test_best_futures_stand_below_the_truth(runs):
+    truth = np.zeros((2, 5, 1, 64, 64), np.uint8)
+    for level, name in enumerate(["first", "second"], start=1):
+        best = np.full((2, 3, 1, 64, 64), level, np.uint8)
+        save_file({"truth": truth, "psnr.best": best}, runs / name / "examples.safetensors")
+    rows = best_futures(runs, ["first", "second"], 1, "psnr")
+    means = {label: video.mean(axis=(1, 2, 3)).tolist() for label, video in rows.items()}
+    assert means == {"truth": [0] * 5, "first": [0, 0, 1, 1, 1], "second": [0, 0, 2, 2, 2]}
 
 
 def test_markdown_leaves_missing_numbers_out(runs):

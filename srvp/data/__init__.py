@@ -61,7 +61,10 @@ def _prepare_moving_mnist(config: DataConfig, raw: Path, out: Path) -> None:
     )
     with atomic_write(out / "train" / "digits.npy") as temporary, open(temporary, "wb") as file:
         np.save(file, digits)
-    videos = (Video(f"{i:04d}", x[:, None]) for i, x in enumerate(test.sequences))
+    videos = (
+        Video(f"{i:04d}", x[:, None], {"positions": test.positions[i], "speeds": test.speeds[i]})
+        for i, x in enumerate(test.sequences)
+    )
     clips = Fold(clips=[(i, 0) for i in range(config.test_videos)], clip_frames=config.test_frames)
     write_prepared(out / "test", videos, clips, dataset=config.dataset)
 

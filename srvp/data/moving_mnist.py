@@ -69,6 +69,15 @@ def test_set(
     )
 
 
+def bounces(speeds: np.ndarray) -> np.ndarray:
+    """Tell from speeds `(N, T, 2, 2)` whether a digit bounced on the way to frames 2, ..., T.
+
+    Returns:
+        bool `(N, T - 1)`. A bounce that happened to redraw the same speed is not seen.
+    """
+    return (np.diff(speeds, axis=1) != 0).any(axis=(2, 3))
+
+
 def _trajectory(
     random: np.random.RandomState, frames: int, deterministic: bool
 ) -> list[tuple[float, float, int, int]]:
