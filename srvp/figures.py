@@ -155,7 +155,7 @@ def metric_curves(curves: pd.DataFrame) -> Figure:
         ax.set(xlabel="frame", ylabel=LABELS[metric])
         ax.get_legend().remove()
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=4, bbox_to_anchor=(0.5, 1.09))
+    figure.legend(handles, labels, loc="upper center", ncols=5, bbox_to_anchor=(0.5, 1.09))
     figure.tight_layout()
     plt.close(figure)
     return figure

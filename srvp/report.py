@@ -190,9 +190,12 @@ def frames(runs: Path, experiment: str) -> tuple[int, int]:
 
 
 def joint_curves(runs: Path, experiments: list[str]) -> pd.DataFrame:
-    """Return the metrics frame by frame of some runs, the baselines that they share once."""
+    """Return the metrics frame by frame of some runs, then those of the baselines they share."""
     curves = pd.concat([pd.read_csv(runs / name / "curves.csv") for name in experiments])
-    return curves.drop_duplicates(["predictor", "metric", "frame"], ignore_index=True)
+    curves = curves.drop_duplicates(["predictor", "metric", "frame"])
+    return curves.sort_values(
+        "predictor", key=lambda names: names.isin(TRIVIAL), kind="stable", ignore_index=True
+    )
 
 
 def best_futures(

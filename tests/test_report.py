@@ -75,7 +75,7 @@ def test_experiments_on_the_same_clips_are_compared(runs):
     assert same_clips(runs, ["first", "second"]) == {"smmnist": ["first", "second"]}
     assert same_clips(runs, ["first"]) == {}
     curves = joint_curves(runs, ["first", "second"])
-    assert list(curves["predictor"].unique()) == ["first", "black frame", "second"]
+    assert list(curves["predictor"].unique()) == ["first", "second", "black frame"]
     assert not curves.duplicated(["predictor", "metric", "frame"]).any()
 
 
