@@ -1,4 +1,4 @@
-"""Published models: weights `models/NAME.safetensors`, tracked by DVC, and cards `models/NAME.md`."""
+"""Published models: weights and a card each in `models/`, the weights tracked by DVC."""
 
 from torch import nn
 
