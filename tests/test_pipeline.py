@@ -68,7 +68,7 @@ def test_real_data_sets_from_raw_files_to_figures(pipeline, name):
 
 def test_the_report_has_a_row_for_every_data_set(pipeline):
     table = (pipeline / "reports" / "table.md").read_text()
-    assert all(f"runs/{name}/metrics.json" in table for name in TEST_FRAMES)
+    assert all(f"`runs/{name}`" in table for name in TEST_FRAMES)
 
 
 def test_real_videos_go_through_the_notebooks(tmp_path):
