@@ -1,7 +1,7 @@
 """How long an evaluation takes beside the authors' procedure, and how much memory it needs.
 
     python benchmarks/evaluate.py speed AUTHORS    # path of a checkout of the authors' code
-    python benchmarks/evaluate.py memory           # of the full-size model: an hour on two cores
+    python benchmarks/evaluate.py memory           # --experiment tiny is a minute or two
 
 `speed` samples and scores (PSNR, SSIM) futures of the same Moving MNIST videos with one full-size
 model, in turns: by the authors' model and metrics, called as their test program does, and by ours.
@@ -159,30 +159,27 @@ def authors_procedure(theirs: nn.Module, videos: Tensor, experiment: Experiment)
 
 
 def compare_memory(given: argparse.Namespace) -> None:
-    """Evaluate the same model with few and many videos and samples, each in a process of its own.
+    """Evaluate one model with few and many videos and samples, each in a process of its own.
 
-    As the pipeline does, whose settings of the allocator are taken from the Makefile, and without
-    these.
+    The processes have the settings of the allocator that the Makefile gives the pipeline.
     """
     root = repository_root()
+    makefile = (root / "Makefile").read_text()
+    settings = dict(re.findall(r"^export (MALLOC_\w+) := (\d+)", makefile, re.MULTILINE))
     experiment = load_experiment(root / "params.yaml", given.experiment)
     videos = make_videos(64, experiment.data.test_frames)
-    settings = dict(
-        re.findall(r"^export (MALLOC_\w+) := (\d+)", (root / "Makefile").read_text(), re.M)
-    )
-    print(f"{given.experiment}, {given.frames_at_once} frames at once; peak of resident memory, MB")
-    print(f"{'videos':>8} {'samples':>8} {'pipeline':>10} {'plain':>10}")
+    print(f"{given.experiment}, {given.frames_at_once} frames at once")
+    print(f"{'videos':>8} {'samples':>8} {'peak of resident memory, MB':>30}")
     with tempfile.TemporaryDirectory() as folder:
         save_model(make_model(experiment, videos), experiment, Path(folder) / "model.safetensors")
         prepare(videos, Path(folder) / "test")
         for sizes in ((8, 10), (8, 100), (64, 10), (64, 100)):
             numbers = [str(n) for n in (*sizes, given.frames_at_once)]
             command = [sys.executable, __file__, "peak", folder, *numbers]
-            peaks = [
-                float(subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True).stdout)
-                for env in (os.environ | settings, os.environ)
-            ]
-            print("{:8} {:8} {:10.0f} {:10.0f}".format(*sizes, *peaks), flush=True)
+            run = subprocess.run(
+                command, env=os.environ | settings, stdout=subprocess.PIPE, check=True
+            )
+            print("{:8} {:8} {:30.0f}".format(*sizes, float(run.stdout)), flush=True)
 
 
 def measure_peak(given: argparse.Namespace) -> None:
