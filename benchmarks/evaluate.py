@@ -1,7 +1,7 @@
 """How long an evaluation takes beside the authors' procedure, and how much memory it needs.
 
     python benchmarks/evaluate.py speed AUTHORS    # path of a checkout of the authors' code
-    python benchmarks/evaluate.py memory
+    python benchmarks/evaluate.py memory           # --experiment tiny is a minute or two
 
 `speed` samples and scores (PSNR, SSIM) futures of the same Moving MNIST videos with one full-size
 model, in turns: by the authors' model and metrics, called as their test program does, and by ours.
@@ -28,9 +28,9 @@ from srvp.config import Experiment, load_experiment
 from srvp.data import MovingMNIST
 from srvp.data.prepared import PreparedVideos
 from srvp.data.staging import Fold, Video, write_prepared
-from srvp.evaluation import evaluate, sampler
+from srvp.evaluation import evaluate, evaluate_experiment, sampler
 from srvp.files import repository_root
-from srvp.training import build_model
+from srvp.training import build_model, load_model, save_model
 
 Scored = dict[str, np.ndarray]  # metric: best score of every video
 
@@ -158,37 +158,45 @@ def authors_procedure(theirs: nn.Module, videos: Tensor, experiment: Experiment)
 # Memory.
 
 
-# glibc keeps freed memory for later; where its heap is fragmented, some of it is never used again.
-# Given back at once, what is left is what the evaluation needs.
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
-
-
 def compare_memory(given: argparse.Namespace) -> None:
-    print(f"{'videos':>8} {'samples':>8} {'peak, MB':>10} {'without slack':>15}")
-    for videos in (8, 64):
-        for samples in (10, 100):
-            command = [sys.executable, __file__, "peak", str(videos), str(samples)]
-            peaks = [
-                float(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
-                for env in (os.environ, os.environ | GIVE_BACK)
-            ]
-            print(f"{videos:8} {samples:8} {peaks[0]:10.0f} {peaks[1]:15.0f}", flush=True)
+    """Evaluate one model with few and many videos and samples, each in a process of its own.
+
+    The processes have the settings of the allocator that the Makefile gives the pipeline.
+    """
+    root = repository_root()
+    makefile = (root / "Makefile").read_text()
+    settings = dict(re.findall(r"^export (MALLOC_\w+) := (\d+)", makefile, re.MULTILINE))
+    experiment = load_experiment(root / "params.yaml", given.experiment)
+    videos = make_videos(64, experiment.data.test_frames)
+    print(f"{given.experiment}, {given.frames_at_once} frames at once")
+    print(f"{'videos':>8} {'samples':>8} {'peak of resident memory, MB':>30}")
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(make_model(experiment, videos), experiment, Path(folder) / "model.safetensors")
+        prepare(videos, Path(folder) / "test")
+        for sizes in ((8, 10), (8, 100), (64, 10), (64, 100)):
+            numbers = [str(n) for n in (*sizes, given.frames_at_once)]
+            command = [sys.executable, __file__, "peak", folder, *numbers]
+            run = subprocess.run(
+                command, env=os.environ | settings, stdout=subprocess.PIPE, check=True
+            )
+            print("{:8} {:8} {:30.0f}".format(*sizes, float(run.stdout)), flush=True)
 
 
 def measure_peak(given: argparse.Namespace) -> None:
-    """Evaluate a small model and print the peak of the process' memory in MB."""
+    """Evaluate what `compare_memory` prepared and print the peak of the process' memory in MB."""
     torch.set_num_threads(1)
-    experiment = load_experiment(repository_root() / "params.yaml", "tiny")
-    changes = {"samples": given.samples, "batch_size": 8, "frames_at_once": 800}
-    config = replace(experiment.evaluation, **changes)
+    model, experiment = load_model(given.folder / "model.safetensors", "cpu")
+    config = replace(
+        experiment.evaluation,
+        metrics=("psnr", "ssim"),
+        samples=given.samples,
+        batch_size=8,
+        frames_at_once=given.frames_at_once,
+    )
+    clips = PreparedVideos.open(given.folder / "test")
+    clips.clips = clips.clips[: given.videos]
     experiment = replace(experiment, evaluation=config)
-    videos = make_videos(given.videos, experiment.data.test_frames)
-    model = make_model(experiment, videos)
-    with tempfile.TemporaryDirectory() as folder:
-        clips = prepare(videos, Path(folder) / "test")
-        del videos
-        predictor = {"ours": sampler(model, experiment, config.euler_steps[0])}
-        evaluate(predictor, clips, config, torch.device("cpu"), Path(folder) / "partial")
+    evaluate_experiment(model, experiment, clips, given.folder / str(os.getpid()))
     status = Path("/proc/self/status").read_text()
     print(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e3)
 
@@ -205,10 +213,13 @@ def main() -> None:
     speed.add_argument("--frames-at-once", type=int, default=160)
     speed.set_defaults(run=compare_speed)
     memory = commands.add_parser("memory", help="of few and many videos and samples")
+    memory.add_argument("--experiment", default="smmnist", help="whose model to take")
+    memory.add_argument("--frames-at-once", type=int, default=160)
     memory.set_defaults(run=compare_memory)
     peak = commands.add_parser("peak", help="one measurement of `memory`")
-    peak.add_argument("videos", type=int)
-    peak.add_argument("samples", type=int)
+    peak.add_argument("folder", type=Path)
+    for name in ("videos", "samples", "frames_at_once"):
+        peak.add_argument(name, type=int)
     peak.set_defaults(run=measure_peak)
     given = parser.parse_args()
     given.run(given)

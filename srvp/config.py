@@ -95,6 +95,16 @@ class Experiment:
     evaluation: EvaluationConfig
 
     def __post_init__(self) -> None:
+        for key in ("crop", "frame_rate"):
+            if getattr(self.data, key) is not None and self.data.dataset != "videos":
+                raise ConfigError(
+                    f"data.{key} is for your own videos, but data.dataset is {self.data.dataset}, "
+                    "whose preprocessing is published: remove it"
+                )
+        if isinstance(self.data.crop, tuple) and len(self.data.crop) != 4:
+            raise ConfigError(
+                f"data.crop is {list(self.data.crop)}; expected [left, upper, right, lower]"
+            )
         given, needed = self.evaluation.conditioning_frames, self.model.frames_needed
         if given < needed:
             raise ConfigError(

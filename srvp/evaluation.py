@@ -64,6 +64,7 @@ def sampler(model: nn.Module, experiment: Experiment, euler_steps: int) -> Predi
             part = join_noise([select_noise(n, chosen) for n in noise], given.device)
             x = model.predict(condition, frames, part, euler_steps=euler_steps).x
             yield x.float().unflatten(0, (len(videos), -1))
+            del x, part  # before the next is sampled
 
     return predict
 
@@ -177,17 +178,26 @@ def _score_batches(
     networks = load_networks(config.metrics if todo else [], device)
     with _progress(batches, disable=not progress) as bar:
         for path, chosen in todo.items():
-            batch = Batch(torch.from_numpy(videos.test_clips(chosen)).to(device), config, networks)
-            arrays = {} if batch.real is None else {"real": batch.real.numpy()}
-            for name, predictor in predictors.items():
-                try:
-                    scores = batch.score(predictor(batch.given, chosen))
-                except ValueError as error:
-                    raise ValueError(f"{name}, clips {chosen[0]}-{chosen[-1]}: {error}") from error
-                arrays |= {f"{name}/{key}": array for key, array in scores.items()}
-            with atomic_write(path) as temporary:
-                save_file(arrays, temporary)
+            # A call, so that nothing is left of a batch when the next one begins.
+            clips = torch.from_numpy(videos.test_clips(chosen)).to(device)
+            _score_batch(path, Batch(clips, config, networks), chosen, predictors)
+            del clips
             bar.update()
+
+
+def _score_batch(
+    path: Path, batch: Batch, chosen: list[int], predictors: dict[str, Predictor]
+) -> None:
+    """Write the scores of the clips of these numbers."""
+    arrays = {} if batch.real is None else {"real": batch.real.numpy()}
+    for name, predictor in predictors.items():
+        try:
+            scores = batch.score(predictor(batch.given, chosen))
+        except ValueError as error:
+            raise ValueError(f"{name}, clips {chosen[0]}-{chosen[-1]}: {error}") from error
+        arrays |= {f"{name}/{key}": array for key, array in scores.items()}
+    with atomic_write(path) as temporary:
+        save_file(arrays, temporary)
 
 
 def _progress(batches: dict[Path, list[int]], disable: bool = False) -> tqdm:

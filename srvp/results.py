@@ -135,6 +135,7 @@ def curves_table(scores: dict[str, Scores], experiment: Experiment) -> pd.DataFr
 
 def videos_table(scores: dict[str, Scores]) -> pd.DataFrame:
     """Return predictor, metric, video, and the score of its best, first and worst sample."""
+    columns = ["predictor", "metric", "video", "best", "first", "worst"]
     tables = [
         pd.DataFrame(
             {
@@ -149,7 +150,8 @@ def videos_table(scores: dict[str, Scores]) -> pd.DataFrame:
         for name, s in scores.items()
         for metric, values in s.samples.items()
     ]
-    return pd.concat(tables, ignore_index=True)
+    # FVD alone has no scores of videos.
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
 def write_scores(

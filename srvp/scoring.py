@@ -59,6 +59,10 @@ class Batch:
             self.compare["ssim"] = SSIM(truth[:, None])
         if "lpips" in config.metrics:
             self.compare["lpips"] = _lpips_to(truth, networks.lpips)
+        # The scores (B, S, F) have their place from the start: small blocks laid between large ones
+        # with every chunk would keep the allocator from using the space of the large ones again.
+        shape = (len(truth), config.samples, truth.shape[1])
+        self.scores = {metric: truth.new_empty(shape) for metric in self.compare}
 
     def score(self, samples: Iterator[Tensor]) -> dict[str, np.ndarray]:
         """Score chunks of samples `(B, s, F, C, H, W)`.
@@ -70,18 +74,18 @@ class Batch:
         Raises:
             ValueError: the samples are of another shape than the true frames, or not in [0, 1].
         """
-        frames: dict[str, list[Tensor]] = {metric: [] for metric in self.compare}
         embeddings, scored = [], 0
         for chunk in samples:
             self._check(chunk)
-            for metric, compare in self.compare.items():
-                frames[metric].append(compare(chunk))
             if self.i3d and scored < FVD_REPEATS:
                 embeddings.append(self._embed(chunk[:, : FVD_REPEATS - scored]))
-            scored += chunk.shape[1]
+            first, scored = scored, scored + chunk.shape[1]
+            for metric, compare in self.compare.items():
+                self.scores[metric][:, first:scored] = compare(chunk)
+            del chunk  # before the next is sampled
         result = {}
-        for metric, parts in frames.items():
-            scores = torch.cat(parts, dim=1)  # (B, S, F)
+        for metric, scores in self.scores.items():
+            scores = scores[:, :scored]
             means = scores.mean(dim=2)
             best = means.argmin(dim=1) if metric in LOWER_IS_BETTER else means.argmax(dim=1)
             result[f"samples/{metric}"] = means.cpu().numpy()

@@ -50,6 +50,8 @@ def test_run_names_experiments_that_exist():
             "left",
             r"crop is 'left'; expected one of \['center'\], or a list .* null",
         ),
+        ("data", "crop", [0, 0, 9, 9], r"data\.crop is for your own videos, .*dataset is smmnist"),
+        ("data", "frame_rate", 10, r"data\.frame_rate is for your own videos"),
         ("data", "frame_rate", "fast", r"frame_rate is 'fast'; expected a number, or null"),
         ("evaluation", "euler_steps", 2, r"euler_steps is 2; expected a list"),
         ("evaluation", "euler_steps", [1, 0], r"euler_steps\[1\] is 0; expected at least 1"),
@@ -66,6 +68,13 @@ def test_a_mistake_is_one_line_that_names_the_key(tmp_path, section, key, value,
         load_experiment(path, "tiny")
     assert str(error.value).startswith("params.yaml: experiments.tiny.")
     assert "\n" not in str(error.value)
+
+
+def test_a_crop_has_four_edges():
+    entry = json.loads(json.dumps(PARAMS["experiments"]["tiny"]))
+    entry["data"] |= {"dataset": "videos", "crop": [0, 0, 9]}
+    with pytest.raises(ConfigError, match=r"data\.crop is \[0, 0, 9\]; expected \[left, upper"):
+        from_entry("tiny", entry)
 
 
 def test_an_unknown_experiment_is_one_line_with_a_suggestion():

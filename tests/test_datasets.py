@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import tarfile
 import time
 import zipfile
@@ -18,6 +19,8 @@ import raw_archives
 import torch
 from PIL import Image
 
+from srvp import data
+from srvp.config import DataConfig
 from srvp.data import bair, human36m, kth, staging, videos
 from srvp.data.prepared import ClipSampler, PreparedVideos, train_validation_split
 from srvp.data.raw import decode
@@ -457,6 +460,57 @@ def test_videos_report_writes_nothing_and_tells_what_cannot_be_read(videos_raw, 
     assert "test/video 5.mp4" in report[1] and "128x176" in report[1]
     assert "train/broken.mp4" in report[2] and "cannot be read" in report[2]
     assert report[-1] == "7 videos: 5 train, 1 validation, 1 test"
+
+
+def test_videos_report_is_a_command(videos_raw, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["videos", str(videos_raw)])
+    videos.main()
+    assert capsys.readouterr().out.endswith("\n6 videos: 4 train, 1 validation, 1 test\n")
+    monkeypatch.setattr(sys, "argv", ["videos", str(tmp_path)])
+    with pytest.raises(SystemExit, match=f"error: {tmp_path} holds no videos: it needs files such"):
+        videos.main()
+
+
+def test_videos_settings_of_params_yaml_reach_the_preparation(videos_raw, tmp_path):
+    shutil.copytree(videos_raw, tmp_path / "data" / "videos")
+    config = DataConfig(
+        "videos",
+        channels=1,
+        test_videos=3,
+        test_frames=5,
+        seed=0,
+        frame_rate=10.0,
+        crop=(0, 0, 64, 64),
+    )
+    data.prepare(config, tmp_path / "data", tmp_path / "out")
+    train, test = open_folds(tmp_path / "out")
+    assert (train.channels, train.lengths.tolist()) == (1, [12, 12, 12, 12, 30])
+    assert len(test.clips) == 2  # of the 12 frames of the one test video
+    original = raw_archives.moving_square(30, 160, 128, seed=4)
+    expected = np.asarray(Image.fromarray(original[0]).convert("L"))[:64, :64]
+    assert np.array_equal(train.clip(4, 0, 1)[0, 0], expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "kth",
+            r"data/kth lacks 599 .* needs boxing\.zip, .*walking\.zip from https://www\.csc\.kth",
+        ),
+        (
+            "human36m",
+            r"data/human36m holds no .* needs the \.tgz archives .* from http://vision\.imar",
+        ),
+        ("bair", r"data/bair holds no train/.* needs bair_robot.*v0\.tar from http://rail\.eecs"),
+        ("videos", r"data/videos holds no videos: it needs files such as \.mp4"),
+        ("smmnist", r"data/mnist/train-images.* is missing: .* `dvc pull data\.dvc`"),
+    ],
+)
+def test_missing_raw_files_say_what_to_put_where(tmp_path, name, message):
+    config = DataConfig(name, channels=3, test_videos=1, test_frames=5, seed=0)
+    with pytest.raises(FileNotFoundError, match=message):
+        data.prepare(config, tmp_path / "data", tmp_path / "out")
 
 
 def test_videos_split_does_not_move_when_files_are_added(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from srvp import evaluation, scoring
+from srvp import evaluation, results, scoring
 from srvp.baselines import trivial
 from srvp.data.prepared import PreparedVideos
 from srvp.data.staging import Fold, Video, write_prepared
@@ -208,7 +208,7 @@ def test_no_more_frames_at_once_than_asked_for(setup, tmp_path, frames_at_once):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from srvp import evaluation, scoring
+from srvp import evaluation, results, scoring
 from srvp.data.prepared import PreparedVideos
 from srvp.training import load_model
 
@@ -344,6 +344,17 @@ def test_files_hold_the_numbers_of_the_table(setup, tmp_path):
         assert metrics[name]["psnr"] == pytest.approx(table.loc[name, "PSNR (dB)"], abs=1e-6)
         shown = curves[(curves["predictor"] == name) & (curves["metric"] == "ssim")]
         assert shown["mean"].mean() == pytest.approx(metrics[name]["ssim"], abs=1e-5)
+
+
+def test_fvd_alone_is_written(setup, tmp_path, monkeypatch):
+    _, experiment, _ = setup
+    monkeypatch.setattr(results, "weights_provenance", lambda folder: {})
+    scores = {"a": Scores({}, {}, (FVD(3.0, 5, 11), FVD(5.0, 5, 11)))}
+    (tmp_path / "model").touch()
+    write_scores(scores, changed(experiment, metrics=("fvd",)), tmp_path / "model", tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())["a"]
+    assert metrics == {"fvd": 4.0, "fvd_ci95": 12.706, "fvd_videos": 5, "fvd_frames": 11}
+    assert pd.read_csv(tmp_path / "videos.csv").empty
 
 
 def test_every_number_is_saved_with_what_made_it(setup, tmp_path):

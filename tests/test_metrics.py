@@ -20,15 +20,27 @@ def frames(channels: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return (truth + noise).clamp(0, 1), truth
 
 
+def difference_to_authors(metric, colour: str, precision: str = "") -> torch.Tensor:
+    """Of our float32 value to theirs, for four pairs: noise, motion, strokes, and nearly equal."""
+    pair = (AUTHORS[f"{colour}/{name}"].float() / 255 for name in ("prediction", "target"))
+    return (metric(*pair) - AUTHORS[f"{colour}/{metric.__name__}{precision}"]).abs()
+
+
 @pytest.mark.parametrize("colour", ["grey", "colour"])
 @pytest.mark.parametrize("metric", [psnr, ssim])
-def test_both_equal_the_authors_functions(metric, colour):
-    reference = {name: AUTHORS[f"{colour}/{name}"] for name in ("target", "prediction")}
-    truth, prediction = (reference[name].float() / 255 for name in ("target", "prediction"))
-    difference = (metric(prediction, truth) - AUTHORS[f"{colour}/{metric.__name__}"]).abs()
-    # The last pair is flat and nearly equal. There, that the window of the authors' SSIM adds up to
-    # 1 - 1.2e-7 in float32 is worth 1.5e-5; from their function in float64, ours is 1e-6 away.
-    assert (difference < torch.tensor([1e-5, 1e-5, 1e-5, 2e-5])).all()
+def test_both_equal_the_authors_functions_in_float64(metric, colour):
+    assert (difference_to_authors(metric, colour, "_float64") < 1e-5).all()
+
+
+@pytest.mark.parametrize("colour", ["grey", "colour"])
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_both_equal_the_authors_functions_in_float32(metric, colour):
+    difference = difference_to_authors(metric, colour)
+    # Of the last pair, flat and nearly equal (50 dB), their float32 SSIM of one channel is itself
+    # 1.5e-5 from its float64 value: variances there are differences of nearly equal numbers. Ours
+    # is 2.5e-6 from that value.
+    exception = metric is ssim and colour == "grey"
+    assert (difference < torch.tensor([1e-5, 1e-5, 1e-5, 2e-5 if exception else 1e-5])).all()
 
 
 @pytest.mark.parametrize("channels", [1, 3])

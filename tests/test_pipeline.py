@@ -1,73 +1,74 @@
-"""Every data set from the owners' files to figures, and the pipeline as DVC would run it."""
+"""Every data set from the owners' files to figures, through the pipeline itself."""
 
+import json
+import os
 import shutil
-from dataclasses import replace
+import subprocess
+import sys
 
 import papermill
 import pytest
 import raw_archives
-import torch
 import yaml
 from conftest import ROOT
 from safetensors.numpy import load_file
 
-from srvp import evaluation, figures
-from srvp.config import load_experiment
-from srvp.data import open_test, open_training, prepare
-from srvp.training import train
-
-RAW = {
-    "kth": lambda folder: raw_archives.write_kth(folder, length=lambda name: 10),
-    "human36m": lambda folder: raw_archives.write_human36m(folder, frames=(60,)),
-    "bair": raw_archives.write_bair,
-}
-GIVEN, TEST_FRAMES = {"kth": 4, "human36m": 4, "bair": 2}, {"kth": 8, "human36m": 7, "bair": 30}
+TEST_FRAMES = {"kth": 8, "human36m": 7, "bair": 30}
+GIVEN = {"kth": 4, "human36m": 4, "bair": 2}
 
 
-def shrunk(name: str):
-    """The published experiment with small networks, few steps and short clips."""
-    e = load_experiment(ROOT / "params.yaml", name)
-    return replace(
-        e,
-        data=replace(e.data, test_videos=2, test_frames=TEST_FRAMES[name]),
-        model=replace(e.model, nf=2, nhx=8, nh_inf=8, nh_res=8, ny=4, nz=4),
-        training=replace(
-            e.training,
-            frames=6,
-            batch_size=2,
-            constant_steps=1,
-            decay_steps=1,
-            validation_frames=6,
-            validation_videos=1,
-            validation_samples=2,
-            device="cpu",
-        ),
-        evaluation=replace(
-            e.evaluation,
-            conditioning_frames=GIVEN[name],
-            samples=2,
-            batch_size=2,
-            metrics=("psnr", "ssim"),  # FVD needs more and longer clips
-        ),
-    )
+def shrunk(name: str, entry: dict) -> dict:
+    """A published experiment, with small networks, two steps and short clips."""
+    entry["data"] |= {"test_videos": 2, "test_frames": TEST_FRAMES[name]}
+    entry["model"] |= {"nf": 4, "nhx": 8, "nh_inf": 8, "nh_res": 8, "ny": 4, "nz": 4}
+    entry["training"] |= {"frames": 6, "batch_size": 2, "constant_steps": 1, "decay_steps": 1}
+    entry["training"] |= {"validation_interval": 1, "validation_frames": 6, "device": "cpu"}
+    entry["training"] |= {"validation_videos": 1, "validation_samples": 2}
+    entry["evaluation"] |= {"conditioning_frames": GIVEN[name], "samples": 2, "batch_size": 2}
+    entry["evaluation"] |= {"metrics": ["psnr", "ssim"]}  # FVD needs more and longer clips
+    return entry
 
 
-@pytest.mark.parametrize("name", RAW)
-def test_real_data_sets_from_raw_files_to_figures(name, tmp_path):
-    RAW[name](tmp_path / "data" / name)
-    experiment = shrunk(name)
-    prepare(experiment.data, tmp_path / "data", tmp_path / "prepared")
-    videos = open_training(experiment.data, tmp_path / "prepared", torch.device("cpu"))
-    model = train(experiment, videos, tmp_path)
-    test = open_test(experiment.data, tmp_path / "prepared")
-    scores = evaluation.evaluate_experiment(model, experiment, test, tmp_path)
-    examples = tmp_path / "examples.safetensors"
-    evaluation.write_examples(model, experiment, test, scores[name], examples)
-    rows = figures.futures(load_file(examples), 0)
-    assert rows["truth"].shape == (TEST_FRAMES[name], experiment.data.channels, 64, 64)
-    figures.save(figures.sample_grid(rows, GIVEN[name], [0, 3, 5]), tmp_path, "samples")
-    figures.animation([rows], GIVEN[name], tmp_path / "figures" / "moving.gif")
-    assert len(list((tmp_path / "figures").iterdir())) == 2
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """A copy of the repository with small raw archives, after `dvc repro`."""
+    root = tmp_path_factory.mktemp("clone")
+    raw_archives.write_kth(root / "data" / "kth", length=lambda name: 10)
+    raw_archives.write_human36m(root / "data" / "human36m", frames=(60,))
+    raw_archives.write_bair(root / "data" / "bair")
+    published = yaml.safe_load((ROOT / "params.yaml").read_text())["experiments"]
+    experiments = {name: shrunk(name, published[name]) for name in TEST_FRAMES}
+    params = {"run": list(experiments), "experiments": experiments}
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    shutil.copy(ROOT / "dvc.yaml", root)
+    for folder in ("notebooks", "srvp"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "reports").mkdir()
+    shutil.copy(ROOT / "reports" / "paper_results.csv", root / "reports")
+    environment = os.environ | {"PYTHONPATH": str(root), "DVC_NO_ANALYTICS": "1"}
+    for command in (["init", "--no-scm", "--quiet"], ["repro"]):
+        subprocess.run(
+            [sys.executable, "-m", "dvc", *command], cwd=root, env=environment, check=True
+        )
+    return root
+
+
+@pytest.mark.parametrize("name", TEST_FRAMES)
+def test_real_data_sets_from_raw_files_to_figures(pipeline, name):
+    run = pipeline / "runs" / name
+    manifest = json.loads((pipeline / "prepared" / name / "test" / "manifest.json").read_text())
+    assert manifest["dataset"] == name
+    channels = 1 if name == "kth" else 3
+    examples = load_file(run / "examples.safetensors")
+    assert examples["truth"].shape == (2, TEST_FRAMES[name], channels, 64, 64)
+    assert set(json.loads((run / "metrics.json").read_text())) >= {name, "black frame"}
+    figures = {path.name for path in (run / "figures").iterdir()}
+    assert {"predictions.gif", "metric_curves.png", "training_curves.png"} <= figures
+
+
+def test_the_report_has_a_row_for_every_data_set(pipeline):
+    table = (pipeline / "reports" / "table.md").read_text()
+    assert all(f"`runs/{name}`" in table for name in TEST_FRAMES)
 
 
 def test_real_videos_go_through_the_notebooks(tmp_path):

@@ -28,6 +28,7 @@ FRAMES = 30
 SHAPE = (64, 64, 3)
 VIDEOS = {"train": 43264, "test": 256}  # of the whole set
 RECORDS = re.compile(r"(?:.*/)?(train|test)/([^/]+)\.tfrecords")
+SOURCE = "http://rail.eecs.berkeley.edu/datasets/bair_robot_pushing_dataset_v0.tar"
 GZIP_MAGIC = b"\x1f\x8b\x08"
 
 
@@ -84,8 +85,8 @@ def find_records(raw: Path) -> dict[tuple[str, str], RawFile]:
     for fold in VIDEOS:
         if all(fold != found_fold for found_fold, _ in found):
             raise FileNotFoundError(
-                f"{raw} holds no {fold}/*.tfrecords: it needs bair_robot_pushing_dataset_v0.tar, "
-                "or the folder softmotion30_44k in it"
+                f"{raw} holds no {fold}/*.tfrecords: it needs bair_robot_pushing_dataset_v0.tar "
+                f"from {SOURCE}, or the folder softmotion30_44k in it"
             )
     return dict(sorted(found.items()))
 

@@ -25,6 +25,7 @@ from srvp.files import atomic_write, sha256
 SUBJECTS = {"train": (1, 5, 6, 7, 8), "test": (9, 11)}
 CROP = (100, 100, 900, 900)  # left, upper, right, lower
 FRAME_STEP = 8
+SOURCE = "http://vision.imar.ro/human3.6m (on request)"
 VIDEO = re.compile(r"(?:.*/)?S(\d+)/Videos/([^_/][^/]*)\.mp4")
 
 
@@ -57,12 +58,17 @@ def prepare(
         progress: show a progress bar and notes on the raw data.
 
     Raises:
-        FileNotFoundError: there is no video of a subject.
+        FileNotFoundError: there is nothing, or no video of a subject.
         ValueError: a raw file is damaged. What is finished is kept for the next run.
     """
     raw, out = Path(raw), Path(out)
     archives = sorted([*raw.rglob("*.tgz"), *raw.rglob("*.tar.gz")])
     videos = sorted(path for path in raw.rglob("*.mp4") if VIDEO.fullmatch(path.as_posix()))
+    if not archives and not videos:
+        raise FileNotFoundError(
+            f"{raw} holds no videos: it needs the .tgz archives of the videos of subjects 1, 5, 6, "
+            f"7, 8, 9 and 11 from {SOURCE}, or S*/Videos/*.mp4 in them"
+        )
     drawing = {"clip_frames": clip_frames, "frame_step": frame_step, "clips": clips, "seed": seed}
     staging.prepare(
         out,
@@ -184,8 +190,8 @@ def _describe(
     missing = [subject for subject, videos in per_subject.items() if videos == 0]
     if missing:
         raise FileNotFoundError(
-            f"{raw} holds no video of subject {', '.join(missing)}: add its archive, or the folder "
-            f"{missing[0]}/Videos, and run again; what is finished is kept"
+            f"{raw} holds no video of subject {', '.join(missing)}: add its archive from {SOURCE}, "
+            f"or the folder {missing[0]}/Videos, and run again; what is finished is kept"
         )
     counts = ", ".join(f"{videos} of {subject}" for subject, videos in per_subject.items())
     notes = [f"{len(names)} videos: {counts} (about 120 a subject are expected)"]

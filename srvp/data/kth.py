@@ -28,6 +28,7 @@ TEST_SUBJECTS = range(21, 26)
 NEVER_THERE = "person13_handclapping_d3"
 ENDS_EARLY = "person01_boxing_d4"
 RATE = 25  # frames per second
+SOURCE = "https://www.csc.kth.se/cvap/actions"
 
 
 def video_name(subject: int, action: str, trial: int) -> str:
@@ -99,9 +100,10 @@ def find_videos(raw: Path) -> dict[str, RawFile]:
     names.remove(NEVER_THERE)
     missing = [name for name in names if name not in found]
     if missing:
+        archives = ", ".join(f"{action}.zip" for action in CLASSES)
         raise FileNotFoundError(
             f"{raw} lacks {len(missing)} of the {len(names)} KTH videos, such as "
-            f"{missing[0]}_uncomp.avi: it needs {', '.join(f'{c}.zip' for c in CLASSES)}"
+            f"{missing[0]}_uncomp.avi: it needs {archives} from {SOURCE}"
         )
     return {name: found[name] for name in names}
 

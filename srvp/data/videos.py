@@ -10,6 +10,7 @@ stays the same when other videos are added.
 import argparse
 import hashlib
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -302,12 +303,10 @@ def main() -> None:
         prog="python -m srvp.data.videos", description="Tell which videos a folder holds."
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--test-fraction", type=float, default=0.1)
-    parser.add_argument("--validation-fraction", type=float, default=0.05)
-    given = parser.parse_args()
-    fractions = {"test_fraction": given.test_fraction}
-    fractions["validation_fraction"] = given.validation_fraction
-    print(report(find_videos(given.folder, **fractions)))
+    try:
+        print(report(find_videos(parser.parse_args().folder)))
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
