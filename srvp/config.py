@@ -45,6 +45,11 @@ class ModelConfig:
         """Frames that the model must be given before it can predict."""
         return 1
 
+    @property
+    def takes_euler_steps(self) -> bool:
+        """Whether the model can predict with any number of steps per frame, or with one alone."""
+        return False
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -120,6 +125,11 @@ class Experiment:
             raise ConfigError(
                 f"training.frames is {self.training.frames}: it must exceed the {needed} frames "
                 "that the model needs"
+            )
+        if self.evaluation.euler_steps != (1,) and not self.model.takes_euler_steps:
+            raise ConfigError(
+                f"evaluation.euler_steps is {list(self.evaluation.euler_steps)}, but the model "
+                "moves from frame to frame: write [1]"
             )
 
     @property

@@ -70,6 +70,10 @@ class SRVPConfig(ModelConfig):
     def frames_needed(self) -> int:
         return self.inference_frames
 
+    @property
+    def takes_euler_steps(self) -> bool:
+        return self.transition == "residual"
+
 
 class Noise(NamedTuple):
     """Standard normal noise: one draw for the first state, one per later frame for z."""

@@ -1,3 +1,4 @@
+import copy
 import json
 from dataclasses import FrozenInstanceError
 
@@ -75,6 +76,17 @@ def test_a_crop_has_four_edges():
     entry["data"] |= {"dataset": "videos", "crop": [0, 0, 9]}
     with pytest.raises(ConfigError, match=r"data\.crop is \[0, 0, 9\]; expected \[left, upper"):
         from_entry("tiny", entry)
+
+
+@pytest.mark.parametrize("name", ["svg_tiny", "svg_kth", "smmnist_mlp", "smmnist_gru"])
+@pytest.mark.parametrize("steps", [[2], [1, 2]])
+def test_steps_between_frames_need_a_model_that_takes_them(name, steps):
+    entry = copy.deepcopy(PARAMS["experiments"][name])
+    entry["evaluation"]["euler_steps"] = steps
+    with pytest.raises(ConfigError, match="moves from frame to frame: write") as error:
+        from_entry("other", entry)
+    key = "experiments.other.evaluation.euler_steps"
+    assert str(error.value).startswith(f"{key} is {steps}, but the model")
 
 
 def test_an_unknown_experiment_is_one_line_with_a_suggestion():

@@ -424,6 +424,19 @@ def test_a_resumed_run_goes_on_bit_for_bit(tiny, blobs, tmp_path):
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
+def test_scores_do_not_depend_on_batches_or_processes(tiny, clips, tmp_path):
+    model = make().eval()
+    experiment = small(tiny, model.config)
+    cut = replace(experiment.evaluation, batch_size=3, frames_at_once=7)
+    cut = replace(experiment, evaluation=cut)
+    whole = evaluate_experiment(model, experiment, clips, tmp_path / "whole")["tiny"].samples
+    devices = 2 * [torch.device("cpu")]
+    shared = evaluate_experiment(model, cut, clips, tmp_path / "cut", devices)["tiny"].samples
+    assert whole["psnr"].std(axis=1).mean() > 2e-4  # samples differ, by ten times the tolerance
+    for metric, values in whole.items():  # 2e-5: batches of other sizes round otherwise
+        np.testing.assert_allclose(shared[metric], values, rtol=0, atol=2e-5)
+
+
 @pytest.fixture
 def registry():
     """Forget the models that a test registers."""

@@ -8,6 +8,8 @@ The model predicts one frame at a time from an encoding of the frame before, h_t
 
     q(z_t | h_2, ..., h_t)                         approximate posterior, by an LSTM
 
+    loss = sum over t of |x_t - Dec(g_t, skips)|^2 + beta KL(q(z_t | ...) || p(z_t | ...))
+
     frame     1      2      3    ...    T
               h_1    h_2    h_3  ...   h_T         encodings
                      z_2    z_3  ...   z_T         latents
@@ -29,8 +31,9 @@ It differs from that code in one point: their LP script leaves batch norm in tra
 generates, so that a prediction depends on the test videos that share its batch. Here generation
 uses the running statistics (`model.eval()`), as in their FP script.
 
-The authors step five Adam optimizers, one per network, with the same settings. Adam treats every
-parameter on its own, so that one Adam over all parameters makes the same steps.
+The authors step an Adam optimizer per network (five, without a learned prior four), all with the
+same settings. Adam treats every parameter on its own, so that one Adam over all parameters makes
+the same steps.
 
 Shapes: B videos, T frames, C channels; x (B, T, C, 64, 64) in [0, 1]; h and g (B, T, g_dim);
 z (B, T - 1, z_dim), z[:, 0] being z_2 above.
