@@ -16,7 +16,7 @@ from srvp.config import Experiment
 def add_to_path(checkout: Path) -> None:
     """Make the modules of a checkout importable."""
     if not (checkout / "module" / "srvp.py").is_file():
-        raise SystemExit(f"{checkout} is no checkout of the authors' code: it has no module/srvp.py")
+        raise SystemExit(f"{checkout} is no checkout of the authors' code: no module/srvp.py")
     sys.path.insert(0, str(checkout))
     sys.modules["args"] = types.ModuleType("args")  # reads the command line with another package
 

@@ -26,7 +26,6 @@ from pathlib import Path
 import authors
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
@@ -159,7 +158,7 @@ def report(
             flush=True,
         )
     ratio, cpu_ratio = medians["ours"] / medians["authors"]
-    print(f"\nours / authors: {ratio:.3f} (CPU time {cpu_ratio:.3f}), median of {given.rounds} rounds")
+    print(f"\nours / authors: {ratio:.3f} (CPU time {cpu_ratio:.3f}), {given.rounds} rounds")
 
 
 # Memory.
@@ -243,7 +242,9 @@ def main() -> None:
     parser.add_argument("--peak", choices=["authors", "ours"], help=argparse.SUPPRESS)
     given = parser.parse_args()
     on_cpu = pick_device(given.device).type == "cpu"
-    defaults = {"batch_size": 8, "workers": 0, "steps": 1} if on_cpu else {"workers": 4, "steps": 20}
+    defaults = (
+        {"batch_size": 8, "workers": 0, "steps": 1} if on_cpu else {"workers": 4, "steps": 20}
+    )
     for name, value in defaults.items():
         if getattr(given, name) is None:
             setattr(given, name, value)

@@ -17,9 +17,9 @@ Modules here have the parameters of PyTorch's, by name and shape, and its result
 float32 on a CPU, and narrow layers, for which the sums would cost more than they save, is left to
 PyTorch.
 
-Shapes: N frames; frames side x (N, H, W, C), maps side y (N, H / 2, W / 2, O); channels last. A tile
-is 2x2 positions of y, and the 6x6 positions of x that they see; there are P of them in all. Phases
-p, q and channels C together are one axis of 4C.
+Shapes: N frames; frames side x (N, H, W, C), maps side y (N, H / 2, W / 2, O); channels last. A
+tile is 2x2 positions of y, and the 6x6 positions of x that they see; there are P of them in all.
+Phases p, q and channels C together are one axis of 4C.
 """
 
 import torch
@@ -194,8 +194,8 @@ def _chunks(x: Tensor, y: Tensor) -> zip:
     return zip(x.split(frames), y.split(frames), strict=True)
 
 
-# The linear maps around the products. `_transform` maps are those of d, g and m above, and the
-# `_adjoint` and `_inverse` ones their transposes. k, l = 0, 1, 2 number the products of either axis.
+# The linear maps around the products: `_transform` to the factors of m, `_inverse` from m to y, and
+# `_adjoint`, the transposes that gradients need. k, l = 0, 1, 2 number the products of either axis.
 
 
 def _transform_frames(x: Tensor) -> Tensor:
@@ -227,7 +227,7 @@ def _adjoint_frames(products: Tensor, out: Tensor) -> None:
 
 
 def _windows(x: Tensor, dim: int) -> list[Tensor]:
-    """Split an axis of 4t + 2 positions into t tiles of two: d0, d1, d2 as views `(..., t, 2, ...)`.
+    """Split an axis of 4t + 2 positions into t tiles: views d0, d1, d2 `(..., t, 2, ...)`.
 
     Tile i of d_j begins at position 4i + 2j, so that d2 of a tile is d0 of the next.
     """
@@ -284,6 +284,7 @@ def _adjoint_weight(products: Tensor) -> Tensor:
     """The adjoint of `_transform_weight`, channels last: from `(9, O, 4C)` to `(O, C, 4, 4)`."""
     m = products.view(3, 3, products.shape[1], 2, 2, -1)
     rows = m[:2] + m[1:]
-    gradient = products.new_empty(products.shape[1], 2, 2, 2, 2, m.shape[-1])  # O, row, p, column, q, C
+    out, c = m.shape[2], m.shape[-1]
+    gradient = products.new_empty(out, 2, 2, 2, 2, c)  # O, row, p, column, q, C
     torch.add(rows[:, :2], rows[:, 1:], out=gradient.permute(1, 3, 0, 2, 4, 5))
-    return gradient.view(-1, 4, 4, m.shape[-1]).permute(0, 3, 1, 2)
+    return gradient.view(out, 4, 4, c).permute(0, 3, 1, 2)
