@@ -69,6 +69,14 @@ class TrainingConfig:
     seed: Whole
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "float32", "bfloat16"]
+    minutes: Real | None = None  # then stop with a checkpoint, to go on when called again
+    init_from: str | None = None  # model file with the weights to start from
+    ema: Real = 0.0  # decay of a moving average of the weights, which is then the model; 0: none
+    compile: bool = False  # by torch.compile: needs a C++ compiler
+
+    def __post_init__(self) -> None:
+        if self.ema >= 1:
+            raise ConfigError(f"training.ema is {self.ema}; expected a decay below 1")
 
     @property
     def steps(self) -> int:

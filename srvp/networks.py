@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from srvp.convolutions import DownConv, FromVector, ToVector, UpConv, UpToImage
+
 
 def conv_block(conv: nn.Module) -> nn.Sequential:
     """A convolution, batch normalisation and LeakyReLU(0.2)."""
@@ -24,12 +26,12 @@ def conv3(channels: int, out: int, bias: bool = False) -> nn.Sequential:
 
 def conv_down(channels: int, out: int, bias: bool = False) -> nn.Sequential:
     """A 4x4 block that halves the resolution (DCGAN)."""
-    return conv_block(nn.Conv2d(channels, out, 4, 2, 1, bias=bias))
+    return conv_block(DownConv(channels, out, bias))
 
 
 def conv_up(channels: int, out: int, bias: bool = False) -> nn.Sequential:
     """A transposed 4x4 block that doubles the resolution (DCGAN)."""
-    return conv_block(nn.ConvTranspose2d(channels, out, 4, 2, 1, bias=bias))
+    return conv_block(UpConv(channels, out, bias))
 
 
 class Encoder(nn.Module):
@@ -82,7 +84,7 @@ def dcgan_encoder(
 
     The first has no batch norm, unless `norm_first` is set (SVG).
     """
-    conv = nn.Conv2d(channels, nf, 4, 2, 1, bias=bias)
+    conv = DownConv(channels, nf, bias)
     norm = [nn.BatchNorm2d(nf)] if norm_first else []
     first = nn.Sequential(conv, *norm, nn.LeakyReLU(0.2, inplace=True))
     stages = [first, *(conv_down(k * nf, 2 * k * nf, bias) for k in (1, 2, 4))]
@@ -110,8 +112,7 @@ def _conv3_chain(widths: tuple[int, ...], bias: bool) -> list[nn.Module]:
 
 
 def _vector_head(channels: int, nhx: int, bias: bool) -> nn.Sequential:
-    conv = nn.Conv2d(channels, nhx, 4, 1, 0, bias=bias)
-    return nn.Sequential(conv, nn.BatchNorm2d(nhx), nn.Tanh())
+    return nn.Sequential(ToVector(channels, nhx, bias), nn.BatchNorm2d(nhx), nn.Tanh())
 
 
 def dcgan_decoder(channels: int, nf: int, n: int, skip: bool, bias: bool = False) -> Decoder:
@@ -121,7 +122,7 @@ def dcgan_decoder(channels: int, nf: int, n: int, skip: bool, bias: bool = False
         conv_up(k * 8 * nf, 4 * nf, bias),
         conv_up(k * 4 * nf, 2 * nf, bias),
         conv_up(k * 2 * nf, nf, bias),
-        nn.ConvTranspose2d(k * nf, channels, 4, 2, 1, bias=bias),
+        UpToImage(k * nf, channels, bias),
     ]
     return Decoder(_vector_stem(n, 8 * nf, bias), stages)
 
@@ -141,7 +142,7 @@ def vgg_decoder(channels: int, nf: int, n: int, skip: bool, bias: bool = False) 
 
 
 def _vector_stem(n: int, channels: int, bias: bool) -> nn.Sequential:
-    return conv_block(nn.ConvTranspose2d(n, channels, 4, 1, 0, bias=bias))
+    return conv_block(FromVector(n, channels, bias))
 
 
 def _upsample() -> nn.Upsample:

@@ -4,10 +4,13 @@ The loop knows a model by its interface alone: `draw` (the randomness of a step)
 terms, `total` first) to train; `condition`, `draw_noise` and `predict` to validate.
 """
 
+import copy
 import json
 import math
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +20,24 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from srvp.config import MODELS, Experiment, ModelConfig, TrainingConfig, from_entry, to_entry
+from srvp import distributed
+from srvp.config import (
+    MODELS,
+    ConfigError,
+    Experiment,
+    ModelConfig,
+    TrainingConfig,
+    from_entry,
+    to_entry,
+)
 from srvp.data import TrainingVideos, VideoSource
-from srvp.files import atomic_write
+from srvp.files import atomic_write, repository_root
 from srvp.metrics import psnr
 
 MODEL_FILE = "model.safetensors"
 CHECKPOINT_FILE = "checkpoint.pt"
 LOG_POINTS = 400  # rows of loss terms in the curves of a run, at most
+CLOCK_INTERVAL = 10  # steps between two looks at the clock of a run that is bounded by minutes
 Row = dict[str, float]  # of the training curves: the step and what was measured there
 
 
@@ -73,6 +86,11 @@ class Run:
         self.model = build_model(experiment.model, experiment.data.channels, self.config.seed)
         # Convolutions are faster this way, on a CPU as on a GPU.
         self.model.to(device, memory_format=torch.channels_last)
+        if self.config.init_from:
+            initialise(self.model, repository_root() / self.config.init_from)
+        distributed.synchronise_batch_norm(self.model)
+        self.loss = torch.compile(self.model.loss) if self.config.compile else self.model.loss
+        self.average = copy.deepcopy(self.model) if self.config.ema else None
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.config.lr, fused=True)
         self.generator = torch.Generator(device).manual_seed(self.config.seed)
         self.device = device
@@ -82,20 +100,42 @@ class Run:
         self.summed = 0  # steps that the sums are over
         self.best: dict[str, Any] | None = None  # if selected: psnr and weights of the best so far
 
+    @property
+    def result(self) -> nn.Module:
+        """The model to validate and to keep: with `ema`, the moving average."""
+        return self.model if self.average is None else self.average
+
     def update(self, x: Tensor) -> None:
-        """Take one optimisation step on videos `(B, T, C, 64, 64)`, without waiting for it."""
+        """Take one optimisation step on videos `(B, T, C, 64, 64)`, without waiting for it.
+
+        Of several processes, each is given the same videos and takes its share of the work.
+        """
         self.step += 1
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
         draws = self.model.draw(*x.shape[:2], self.generator)
         self.optimizer.zero_grad()
         with autocast(self.config.precision, self.device):
-            loss = self.model.loss(x, draws)
+            loss = self.loss(distributed.shard(x), distributed.shard(draws))
         loss.total.backward()
+        distributed.average_gradients(self.model)
         self.optimizer.step()
+        if self.average is not None:
+            self._average_weights()
         for name, value in loss._asdict().items():
             self.sums[name] = self.sums.get(name, 0) + value.detach()
         self.summed += 1
+
+    def _average_weights(self) -> None:
+        """Move the average by 1 - `ema` of the way, in the first steps by more.
+
+        The statistics of batch norm are averaged as the weights are: both are those of the last
+        1 / (1 - `ema`) steps or so.
+        """
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        averaged, last = self.average.state_dict(), self.model.state_dict()
+        moving = [name for name, value in last.items() if value.is_floating_point()]
+        torch._foreach_lerp_([averaged[n] for n in moving], [last[n] for n in moving], 1 - decay)
 
     def close_row(self) -> Row:
         """Append the mean of the loss terms since the last row to the curves.
@@ -104,7 +144,8 @@ class Run:
             FloatingPointError: the loss is not finite.
         """
         row = {"step": self.step, "lr": learning_rate(self.config, self.step)}
-        row |= {name: value.item() / self.summed for name, value in self.sums.items()}
+        sums = distributed.mean(torch.stack(list(self.sums.values()))).tolist()
+        row |= {name: value / self.summed for name, value in zip(self.sums, sums, strict=True)}
         if not math.isfinite(row["total"]):
             raise FloatingPointError(
                 f"the loss is {row['total']} at step {self.step}: lower training.lr; the last "
@@ -116,9 +157,9 @@ class Run:
 
     def validate(self, source: VideoSource) -> Row:
         """Append the validation PSNR to the curves; keep the best weights if they are selected."""
-        value = validation_psnr(self.model, source, self.experiment, self.device)
+        value = validation_psnr(self.result, source, self.experiment, self.device)
         if self.config.select_best and (self.best is None or value > self.best["psnr"]):
-            weights = {k: v.cpu().clone() for k, v in self.model.state_dict().items()}
+            weights = {k: v.cpu().clone() for k, v in self.result.state_dict().items()}
             self.best = {"psnr": value, "weights": weights}
         row = {"step": self.step, "validation_psnr": value}
         self.history.append(row)
@@ -126,9 +167,12 @@ class Run:
 
     def save(self, path: Path) -> None:
         """Write the checkpoint, atomically."""
+        if distributed.rank() > 0:
+            return
         state = {
             "experiment": json.dumps(to_entry(self.experiment)),
             "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             **{name: getattr(self, name) for name in self.PROGRESS},
@@ -145,15 +189,46 @@ class Run:
         if not path.is_file():
             return False
         state = torch.load(path, map_location=self.device, weights_only=True)
-        before, now = json.loads(state["experiment"]), to_entry(self.experiment)
-        if any(before[section] != now[section] for section in ("data", "model", "training")):
+        if not _same_training(json.loads(state["experiment"]), self.experiment):
             return False
         self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         for name in self.PROGRESS:
             setattr(self, name, state[name])
         return True
+
+
+def _same_training(entry: dict, experiment: Experiment) -> bool:
+    """Whether an entry of `params.yaml` asks for the same weights as an experiment."""
+    try:
+        before = from_entry(experiment.name, entry)
+    except ConfigError:  # of another version of this program
+        return False
+    unbounded = [replace(e.training, minutes=None) for e in (before, experiment)]
+    same_data = (before.data, before.model) == (experiment.data, experiment.model)
+    return same_data and unbounded[0] == unbounded[1]
+
+
+def initialise(model: nn.Module, path: Path) -> None:
+    """Take over the weights of a model file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no model file, or its model has other weights.
+    """
+    weights = load_model(path)[0].state_dict()
+    own = model.state_dict()
+    for name in sorted(own.keys() | weights.keys()):
+        shapes = [tuple(w[name].shape) if name in w else "missing" for w in (weights, own)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"training.init_from: {path} has {name} {shapes[0]}, this model {shapes[1]}: "
+                "choose a file of a model of the same settings"
+            )
+    model.load_state_dict(weights)
 
 
 def train(
@@ -166,6 +241,11 @@ def train(
 
     A run that was cut off leaves `out/checkpoint.pt`; called again with the same data,
     model and training settings it goes on from there, to the same weights (on a CPU, bit for bit).
+    So does a run that reached its `minutes`; the model that it writes is the one so far, so that
+    it can be evaluated.
+
+    In a group of processes (`srvp.launch`), each calls this with videos of its own device, and the
+    first one writes and logs.
 
     Args:
         experiment: what to train.
@@ -181,16 +261,20 @@ def train(
         FloatingPointError: the loss is not finite.
     """
     config, checkpoint = experiment.training, Path(out) / CHECKPOINT_FILE
+    distributed.check_batch(config.batch_size)
+    log = log if distributed.rank() == 0 else lambda row: None
     run = Run(experiment, pick_device(config.device))
     run.resume(checkpoint)
     for row in run.history:
         log(row)
     _optimise(run, videos, checkpoint, log)
-    if config.select_best:
-        run.model.load_state_dict(run.best["weights"])
-    save_model(run.model, experiment, Path(out) / MODEL_FILE)
-    checkpoint.unlink(missing_ok=True)
-    return run.model.eval()
+    if run.best is not None:
+        run.result.load_state_dict(run.best["weights"])
+    if distributed.rank() == 0:
+        save_model(run.result, experiment, Path(out) / MODEL_FILE)
+        if run.step == config.steps:
+            checkpoint.unlink(missing_ok=True)
+    return run.result.eval()
 
 
 def _optimise(
@@ -198,9 +282,13 @@ def _optimise(
 ) -> None:
     config = run.config
     row_interval = max(1, config.steps // LOG_POINTS)
+    out_of_time = Clock(config.minutes, run.device)
     run.model.train()
     # A bar that rarely refreshes: every refresh is a line in an executed notebook.
-    with tqdm(total=config.steps, initial=run.step, unit="step", mininterval=5) as bar:
+    hidden = distributed.rank() > 0
+    with tqdm(
+        total=config.steps, initial=run.step, unit="step", mininterval=5, disable=hidden
+    ) as bar:
         while run.step < config.steps:
             run.update(videos.train.draw(config.batch_size, config.frames, run.generator))
             bar.update()
@@ -212,6 +300,26 @@ def _optimise(
                 log(run.validate(videos.validation))
             if run.step % config.checkpoint_interval == 0:
                 run.save(checkpoint)
+            if not last and out_of_time(run.step):
+                run.save(checkpoint)
+                bar.write(
+                    f"training.minutes ({config.minutes:g}) are over at step {run.step} of "
+                    f"{config.steps}: train again to go on from there"
+                )
+                break
+
+
+class Clock:
+    """Says when the minutes of this call are over, at the same step in every process."""
+
+    def __init__(self, minutes: float | None, device: torch.device):
+        self.end = None if minutes is None else time.monotonic() + 60 * minutes
+        self.device = device
+
+    def __call__(self, step: int) -> bool:
+        if self.end is None or step % CLOCK_INTERVAL:
+            return False
+        return distributed.any_true(time.monotonic() > self.end, self.device)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
@@ -243,17 +351,19 @@ def validation_psnr(
     config, given_frames = experiment.training, experiment.evaluation.conditioning_frames
     generator = torch.Generator(device).manual_seed(config.seed)
     frames, samples = config.validation_frames, config.validation_samples
-    scores = []
+    scores = torch.zeros(config.validation_videos, device=device)
     model.eval()
-    for _ in range(config.validation_videos):
+    for i in range(config.validation_videos):
         x = source.draw(1, frames, generator)
         noise = model.draw_noise(samples, frames, generator)
+        if i % distributed.world_size() != distributed.rank():
+            continue
         with autocast(config.precision, device):
             given = model.condition(x[:, :given_frames])
             prediction = model.predict(given, frames - given_frames, noise).x.float()
-        scores.append(psnr(prediction, x[:, given_frames:]).mean(dim=1).max())
+        scores[i] = psnr(prediction, x[:, given_frames:]).mean(dim=1).max()
     model.train()
-    return torch.stack(scores).mean().item()
+    return distributed.mean(scores).mean().item() * distributed.world_size()
 
 
 def save_model(model: nn.Module, experiment: Experiment, path: Path) -> None:
