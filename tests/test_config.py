@@ -20,6 +20,17 @@ def test_every_experiment_of_params_yaml_is_valid_and_survives_json(name):
         assert json.loads(json.dumps(entry[section])).items() >= values.items()
 
 
+@pytest.mark.parametrize("name", ["svg_tiny", "svg_kth", "smmnist_mlp", "smmnist_gru"])
+@pytest.mark.parametrize("steps", [[2], [1, 2]])
+def test_steps_between_frames_need_a_model_that_takes_them(name, steps):
+    entry = copy.deepcopy(PARAMS["experiments"][name])
+    entry["evaluation"]["euler_steps"] = steps
+    with pytest.raises(ConfigError, match="moves from frame to frame: write") as error:
+        from_entry("other", entry)
+    key = "experiments.other.evaluation.euler_steps"
+    assert str(error.value).startswith(f"{key} is {steps}, but the model")
+
+
 def test_experiments_are_frozen(tiny):
     with pytest.raises(FrozenInstanceError):
         tiny.training.lr = 1.0
@@ -67,17 +78,6 @@ def test_a_mistake_is_one_line_that_names_the_key(tmp_path, section, key, value,
         load_experiment(path, "tiny")
     assert str(error.value).startswith("params.yaml: experiments.tiny.")
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("name", ["svg_tiny", "svg_kth", "smmnist_mlp", "smmnist_gru"])
-@pytest.mark.parametrize("steps", [[2], [1, 2]])
-def test_steps_between_frames_need_a_model_that_takes_them(name, steps):
-    entry = copy.deepcopy(PARAMS["experiments"][name])
-    entry["evaluation"]["euler_steps"] = steps
-    with pytest.raises(ConfigError, match="moves from frame to frame: write") as error:
-        from_entry("other", entry)
-    key = "experiments.other.evaluation.euler_steps"
-    assert str(error.value).startswith(f"{key} is {steps}, but the model")
 
 
 def test_an_unknown_experiment_is_one_line_with_a_suggestion():
