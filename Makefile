@@ -11,6 +11,7 @@ export MALLOC_TRIM_THRESHOLD_ := 8000000000
 export MALLOC_TOP_PAD_ := 100000000
 export GOMP_SPINCOUNT := 20000
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+PULL := data.dvc $(wildcard models/*.dvc) # from the remote inside the repository
 
 .PHONY: help repro test lab notebooks format clean
 
@@ -18,17 +19,17 @@ help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 repro: .venv/installed  ## run the pipeline: prepare, train, evaluate and draw what changed
-	dvc pull --quiet data.dvc
+	dvc pull --quiet $(PULL)
 	dvc repro
 
 test: .venv/installed  ## check style, run the tests and compare the notebooks' outputs
 	ruff check .
 	ruff format --check .
-	dvc pull --quiet data.dvc
+	dvc pull --quiet $(PULL)
 	pytest
 
 lab: .venv/installed  ## open JupyterLab
-	dvc pull --quiet data.dvc
+	dvc pull --quiet $(PULL)
 	jupyter lab notebooks
 
 notebooks: .venv/installed  ## run the notebooks as they are committed and keep their outputs
