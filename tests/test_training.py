@@ -130,7 +130,7 @@ def test_a_run_bounded_by_minutes_writes_its_model_and_goes_on(tiny, blobs, tmp_
     capsys.readouterr()
     train(with_training(tiny, minutes=0.0), blobs, tmp_path / "bounded")
     message = "training.minutes (0) are over at step 10 of 20: train again to go on from there"
-    assert message in capsys.readouterr().err
+    assert message in capsys.readouterr().out
     so_far, _ = load_model(tmp_path / "bounded" / "model.safetensors")
     assert not torch.equal(so_far.q_z.weight, whole.q_z.weight)
     assert (tmp_path / "bounded" / "checkpoint.pt").exists()
@@ -188,28 +188,26 @@ def test_the_moving_average_is_the_model_and_resumes_exactly(tiny, blobs, tmp_pa
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_steps_are_the_plain_ones_and_resume(tiny, blobs, tmp_path):
-    """Four steps, the last two after a restart from a checkpoint.
+    """Four steps; then the last two again, after a restart from the checkpoint of the second.
 
-    Compiled code adds in another order: the terms of the loss differ by 1e-5 of their value or
-    less. Weights may differ by a part of Adam's steps of 3e-4.
+    Compiled code adds in another order than plain code, and Adam amplifies what that changes: the
+    terms of the loss are compared, to 1e-3. The restarted run uses the same code: 1e-6.
     """
-    device, losses, weights = torch.device("cpu"), {}, {}
-    for compiled in (False, True):
-        experiment = with_training(tiny, compile=compiled, frames=6, lr=3e-4)
-        run = training.Run(experiment, device)
-        for step in range(4):
-            if step == 2:
-                run.save(tmp_path / f"{compiled}.pt")
-                run = training.Run(experiment, device)
-                assert run.resume(tmp_path / f"{compiled}.pt")
-            run.model.train()
+    experiment = with_training(tiny, compile=True, frames=6, lr=3e-4)
+    device = torch.device("cpu")
+    whole, resumed = training.Run(experiment, device), training.Run(experiment, device)
+    plain = training.Run(with_training(experiment, compile=False), device)
+    for run, first in ((plain, 0), (whole, 0), (resumed, 2)):
+        if first:
+            assert run.resume(tmp_path / "checkpoint.pt")
+        run.model.train()
+        for step in range(first, 4):
+            if run is whole and step == 2:
+                run.save(tmp_path / "checkpoint.pt")
             run.update(blobs.train.draw(2, 6, run.generator))
-        losses[compiled] = run.close_row()
-        weights[compiled] = run.model.state_dict()
-    assert losses[True] == pytest.approx(losses[False], rel=1e-3)
-    for key, value in weights[False].items():
-        if value.is_floating_point() and "running" not in key:
-            torch.testing.assert_close(weights[True][key], value, atol=6e-4, rtol=0)
+    assert whole.close_row() == pytest.approx(plain.close_row(), rel=1e-3)
+    for key, value in whole.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[key], value, atol=1e-6, rtol=1e-6)
 
 
 def test_validation_leaves_training_as_it_was(tiny, blobs):
