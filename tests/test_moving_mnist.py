@@ -152,7 +152,7 @@ def steps_from_wall(positions: np.ndarray, axis: int, wall: int) -> np.ndarray:
     At three times so far apart that what follows the one says little of the next.
     """
     times = np.array([6, 16, 26])
-    at_wall = positions[:, times, :, axis] == wall
+    at_wall = positions[:, times][..., axis] == wall
     return (positions[:, times + 2] - positions[:, times])[at_wall]
 
 
