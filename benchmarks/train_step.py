@@ -44,14 +44,14 @@ def load(given: argparse.Namespace) -> Experiment:
     if experiment.data.dataset not in MOVING_MNIST:
         raise SystemExit(f"{given.experiment} is not Moving MNIST: choose smmnist or dmmnist")
     batch_size = given.batch_size or experiment.training.batch_size
-    changes = {"batch_size": batch_size, "device": given.device}
+    changes = {"batch_size": batch_size, "device": given.device, "compile": given.compile}
     return replace(experiment, training=replace(experiment.training, **changes))
 
 
 def our_step(experiment: Experiment, device: torch.device) -> Step:
     digits, _ = mnist.load(repository_root() / "data" / "mnist", "train")
     deterministic = MOVING_MNIST[experiment.data.dataset]
-    videos = MovingMNIST(torch.from_numpy(digits).to(device), deterministic=deterministic)
+    videos = MovingMNIST(torch.tensor(digits, device=device), deterministic=deterministic)
     run, config = Run(experiment, device), experiment.training
     run.model.train()
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-NARROW = 64  # channels on either side below which PyTorch's own convolution is as fast
+NARROW = 128  # channels on either side below which PyTorch's own convolution is as fast
 TILES_AT_ONCE = 480  # so many tiles, transformed, stay in the processor's cache
 
 
@@ -96,16 +96,9 @@ class UpToImage(nn.ConvTranspose2d):
         """Map `(N, O, H, W)` to `(N, C, 2H, 2W)`."""
         if not _pays(x, self.weight, image=True):
             return super().forward(x)
-        n, _, h, w = x.shape
-        patches = x.permute(0, 2, 3, 1) @ self.weight.permute(0, 2, 3, 1).flatten(1)
-        patches = patches.view(n, h, w, 2, 2, 2, 2, -1).permute(3, 5, 0, 1, 4, 2, 6, 7)
-        # Half (a, b) of a patch lies a pixels pairs further down and b further right.
-        image = sum(
-            F.pad(patches[a, b], (0, 0, 0, 0, b, 1 - b, 0, 0, a, 1 - a))
-            for a in (0, 1)
-            for b in (0, 1)
-        )
-        image = image.reshape(n, 2 * h + 2, 2 * w + 2, -1)[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
+        h, w = x.shape[2:]
+        patches = x.permute(0, 2, 3, 1).flatten(1, 2) @ self.weight.flatten(1)  # (N, H W, C 4 4)
+        image = F.fold(patches.transpose(1, 2), (2 * h, 2 * w), 4, padding=1, stride=2)
         return _add_bias(image, self.bias)
 
 
@@ -113,7 +106,7 @@ def _pays(x: Tensor, weight: Tensor, image: bool = False) -> bool:
     if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or x.dtype != torch.float32:
         return False
     if image:
-        return weight.shape[0] >= NARROW
+        return weight.shape[0] >= NARROW // 2
     return min(weight.shape[:2]) >= NARROW and x.shape[2] % 4 == x.shape[3] % 4 == 0
 
 

@@ -167,6 +167,7 @@ class Run:
 
     def save(self, path: Path) -> None:
         """Write the checkpoint, atomically."""
+        self.sums = {name: distributed.mean(value) for name, value in self.sums.items()}
         if distributed.rank() > 0:
             return
         state = {
@@ -302,11 +303,12 @@ def _optimise(
                 run.save(checkpoint)
             if not last and out_of_time(run.step):
                 run.save(checkpoint)
-                bar.write(
-                    f"training.minutes ({config.minutes:g}) are over at step {run.step} of "
-                    f"{config.steps}: train again to go on from there"
-                )
                 break
+    if distributed.rank() == 0 and run.step < config.steps:
+        print(
+            f"training.minutes ({config.minutes:g}) are over at step {run.step} of {config.steps}: "
+            "train again to go on from there"
+        )
 
 
 class Clock:

@@ -124,6 +124,51 @@ def gaps(positions: np.ndarray) -> np.ndarray:
     return positions[:, 10, 0, 0] - positions[:, 10, 1, 0]
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_bounces_and_overlaps_are_distributed_as_the_reference(deterministic):
+    """At each wall, the two steps after it along and across the wall; and what digits share.
+
+    Bounds as above, for the fewer digits that are at a wall of a given side: 200 or more.
+    """
+    reference = moving_mnist.test_set(
+        MNIST, frames=30, deterministic=deterministic, videos=2500
+    ).positions
+    ours = sampled_paths(deterministic, 2500, 30)
+    for axis in (0, 1):
+        for wall in (0, LIMIT):
+            a, b = steps_from_wall(reference, axis, wall), steps_from_wall(ours, axis, wall)
+            assert min(len(a), len(b)) > 200
+            bound = 2.7 * np.sqrt(1 / len(a) + 1 / len(b))
+            for component in (0, 1):
+                assert ks_distance(a[:, component], b[:, component]) < bound
+    for t in (0, 10, 29):
+        bound = 2.7 * np.sqrt(2 / 2500)
+        assert ks_distance(shared_area(reference[:, t]), shared_area(ours[:, t])) < bound
+
+
+def steps_from_wall(positions: np.ndarray, axis: int, wall: int) -> np.ndarray:
+    """Displacements over two frames `(digits, 2)` of the digits at a wall.
+
+    At three times so far apart that what follows the one says little of the next.
+    """
+    times = np.array([6, 16, 26])
+    at_wall = positions[:, times][..., axis] == wall
+    return (positions[:, times + 2] - positions[:, times])[at_wall]
+
+
+def shared_area(positions: np.ndarray) -> np.ndarray:
+    """Pixels that the two 28x28 windows of a video share."""
+    gap = abs(positions[:, 0] - positions[:, 1])
+    return np.maximum(28 - gap, 0).prod(axis=-1)
+
+
+def ks_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Largest difference of two empirical distribution functions."""
+    values = np.union1d(a, b)
+    cdf = [np.searchsorted(np.sort(x), values, side="right") / len(x) for x in (a, b)]
+    return abs(cdf[0] - cdf[1]).max()
+
+
 def test_training_batches_show_the_digits_at_the_positions():
     """Against the reference renderer, exactly: sums of whole numbers, saturated at 255."""
     digits, _ = mnist.load(MNIST, "test")

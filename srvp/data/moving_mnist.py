@@ -210,29 +210,28 @@ class MovingMNIST:
         shape = (videos, DIGITS, 2)
         position = self._randint(0, LIMIT, shape, generator).float()
         speed = self._draw_speed(shape, generator)
+        if not self.deterministic:  # of all bounces at once
+            new_speeds = self._draw_speed((frames, self.bounces, *shape), generator)
         path = []
-        for _ in range(frames):
-            for _ in range(self.bounces):
-                position, speed = self._bounce(position, speed, generator)
+        for t in range(frames):
+            for bounce in range(self.bounces):
+                if self.device.type == "cpu" and not _outside(position).any():
+                    break  # on a GPU, to ask would take longer than to go on
+                new_speed = speed if self.deterministic else new_speeds[t, bounce]
+                position, speed = self._bounce(position, speed, new_speed)
             position = position.clamp(0, LIMIT)
             path.append(position)
             position = position + speed
         return torch.stack(path, dim=1).round().long()
 
-    def _bounce(
-        self, position: Tensor, speed: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def _bounce(self, position: Tensor, speed: Tensor, new_speed: Tensor) -> tuple[Tensor, Tensor]:
         """Return positions and speeds after the first wall each digit met, if it met one."""
-        overshoot = (position - position.clamp(0, LIMIT)).abs()
-        outside = overshoot > TOLERANCE
+        overshoot, outside = _overshoot(position), _outside(position)
         # The wall met first is the one that the path crossed longest ago.
         since = torch.where(outside, overshoot / speed.abs().clamp(min=1), 0.0)
         remaining = since.amax(dim=-1, keepdim=True)
         hit_wall = outside & (since == remaining)
         contact = position - speed * remaining
-        new_speed = speed
-        if not self.deterministic:
-            new_speed = self._draw_speed(speed.shape, generator)
         inwards = torch.where(position < 0, 1.0, -1.0)
         new_speed = torch.where(hit_wall, inwards * new_speed.abs(), new_speed)
         bounced = outside.any(dim=-1, keepdim=True)
@@ -257,3 +256,11 @@ class MovingMNIST:
             value = shapes[:, None, digit].expand(-1, frames, -1).float()
             canvas.scatter_add_(2, index, value)
         return canvas.clamp(max=255).div(255).view(videos, frames, 1, SIZE, SIZE)
+
+
+def _overshoot(position: Tensor) -> Tensor:
+    return (position - position.clamp(0, LIMIT)).abs()
+
+
+def _outside(position: Tensor) -> Tensor:
+    return _overshoot(position) > TOLERANCE

@@ -1,0 +1,67 @@
+"""How long a training batch of Moving MNIST takes to draw, beside the authors' generator.
+
+    python benchmarks/moving_mnist.py AUTHORS    # path of a checkout of the authors' code
+
+Ours draws the batch as tensors on the device that trains, theirs sequence by sequence in NumPy, as
+in one worker process of their data loader. Ours is also given as a share of our training step.
+"""
+
+import argparse
+from pathlib import Path
+
+import authors
+import numpy as np
+import torch
+from train_step import Step, load, measure, our_step
+
+from srvp.data import MOVING_MNIST, MovingMNIST, mnist
+from srvp.files import repository_root
+from srvp.training import pick_device
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("authors", type=Path, help="checkout of the authors' code")
+    parser.add_argument("--experiment", default="smmnist")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch-size", type=int, help="by default 8 on a CPU, else the published")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--compile", action="store_true", help="our step by torch.compile")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    authors.add_to_path(given.authors)
+    device = pick_device(given.device)
+    if device.type == "cpu":
+        given.batch_size = given.batch_size or 8
+    experiment = load(given)
+    config = experiment.training
+    digits, _ = mnist.load(repository_root() / "data" / "mnist", "train")
+    generator = torch.Generator(device).manual_seed(0)
+    videos = MovingMNIST(
+        torch.tensor(digits, device=device), deterministic=MOVING_MNIST[experiment.data.dataset]
+    )
+    theirs = authors.batches(experiment, digits, config.batch_size, workers=0, pin=False)
+    sides: dict[str, Step] = {
+        "authors": lambda: next(theirs),
+        "ours": lambda: videos.draw(config.batch_size, config.frames, generator),
+        "our step": our_step(experiment, device),  # with its drawing
+    }
+    for side in sides.values():
+        side()
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(given.rounds):
+        for name, side in sides.items():
+            times[name].append(measure(side, 3, device)[0])
+    medians = {name: float(np.median(seconds)) for name, seconds in times.items()}
+    print(
+        f"{config.batch_size} sequences of {config.frames} frames on {device.type}, "
+        f"{given.threads} thread(s), median of {given.rounds} rounds"
+    )
+    for name, seconds in medians.items():
+        print(f"{name:8} {1e3 * seconds:8.2f} ms")
+    print(f"drawing / step: {100 * medians['ours'] / medians['our step']:.2f} %")
+
+
+if __name__ == "__main__":
+    main()
