@@ -26,7 +26,7 @@ test: .venv/installed  ## check style, run the tests and compare the notebooks' 
 	ruff check .
 	ruff format --check .
 	dvc pull --quiet $(PULL)
-	pytest
+	pytest -n auto --dist loadgroup
 
 lab: .venv/installed  ## open JupyterLab
 	dvc pull --quiet $(PULL)
