@@ -9,9 +9,8 @@ step, counted by PyTorch, over the fastest matrix product or convolution measure
 is the time of a step that does nothing else: the share is that time over the time taken. Peak
 memory is that of a process of its own each; on a GPU, of the GPU.
 
-On a CPU the allocator matters to both: start it with the settings of the Makefile
-(`make train-step AUTHORS=...` does). The CPU time counts all threads; other work on the machine
-lengthens it less than the time taken.
+On a CPU the allocator matters to both: set the variables that the Makefile sets. The CPU time
+counts all threads; other work on the machine lengthens it less than the time taken.
 """
 
 import argparse
