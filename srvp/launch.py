@@ -1,9 +1,10 @@
-"""Start training: here, on all GPUs of this machine, or on those of several machines.
+r"""Start training: here, on all GPUs of this machine, or on those of several machines.
 
     from srvp.launch import train_everywhere                          # notebooks: all GPUs
     python -m srvp.launch smmnist                                     # the same without a notebook
     torchrun --nproc-per-node gpu -m srvp.launch smmnist              # one process per GPU
-    torchrun --nnodes 2 --rdzv-endpoint HOST:29500 --nproc-per-node gpu -m srvp.launch smmnist
+    torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --nproc-per-node gpu \
+        -m srvp.launch smmnist                                        # several machines
 
 (`accelerate launch -m srvp.launch smmnist` starts the same processes.) Several machines need the
 folders `prepared` and `runs` in common. The processes share every batch: `srvp.distributed`.
