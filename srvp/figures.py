@@ -155,8 +155,8 @@ def metric_curves(curves: pd.DataFrame) -> Figure:
         ax.set(xlabel="frame", ylabel=LABELS[metric])
         ax.get_legend().remove()
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=5, bbox_to_anchor=(0.5, 1.09))
     figure.tight_layout()
+    figure.legend(handles, labels, loc="lower center", ncols=4, bbox_to_anchor=(0.5, 1.0))
     plt.close(figure)
     return figure
 
@@ -342,8 +342,8 @@ def trajectories(given: np.ndarray, futures: np.ndarray, steps: int = 1) -> Figu
         ax.scatter(*path[steps::steps].T, s=10, color=color)
     ax.plot(*given.T, "-o", ms=4, lw=1.5, color="black", label="given")
     ax.set(xlabel="first principal axis of $y$", ylabel="second principal axis of $y$")
-    ax.legend(fontsize=6)
     figure.tight_layout()
+    ax.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
     plt.close(figure)
     return figure
 

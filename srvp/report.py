@@ -62,10 +62,18 @@ def report(runs: Path, experiments: list[str], published: Path) -> pd.DataFrame:
     ours = pd.concat([_run_rows(runs / name) for name in experiments])
     # Runs on the same clips have the same baselines.
     ours = ours.drop_duplicates([c for c in ours if c not in ("run", "source", "note")])
+    ours = _models_first(ours, "model")
     rows = pd.concat([ours, published_rows(published, ours)])
     order = {dataset: i for i, dataset in enumerate(ours["dataset"].unique())}
     rows = rows.sort_values("dataset", key=lambda names: names.map(order), kind="stable")
     return rows.reindex(columns=COLUMNS).reset_index(drop=True)
+
+
+def _models_first(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Order a table's rows: those of models, then those of the trivial baselines."""
+    return table.sort_values(
+        column, key=lambda names: names.isin(TRIVIAL), kind="stable", ignore_index=True
+    )
 
 
 def _run_rows(folder: Path) -> pd.DataFrame:
@@ -192,10 +200,7 @@ def frames(runs: Path, experiment: str) -> tuple[int, int]:
 def joint_curves(runs: Path, experiments: list[str]) -> pd.DataFrame:
     """Return the metrics frame by frame of some runs, then those of the baselines they share."""
     curves = pd.concat([pd.read_csv(runs / name / "curves.csv") for name in experiments])
-    curves = curves.drop_duplicates(["predictor", "metric", "frame"])
-    return curves.sort_values(
-        "predictor", key=lambda names: names.isin(TRIVIAL), kind="stable", ignore_index=True
-    )
+    return _models_first(curves.drop_duplicates(["predictor", "metric", "frame"]), "predictor")
 
 
 def best_futures(

@@ -48,7 +48,7 @@ def runs(tiny, tmp_path):
 def test_our_rows_tell_their_numbers_protocol_and_run(runs):
     table = report(runs, ["first", "second"], PUBLISHED)
     ours = table[table["run"] != ""].set_index("model")
-    assert list(ours.index) == ["first", "black frame", "second"]  # the same black frame, once
+    assert list(ours.index) == ["first", "second", "black frame"]  # the same black frame, once
     assert ours.loc["first", "psnr"] == 14.0 and np.isnan(ours.loc["first", "fvd"])
     assert ours.loc["second", "fvd"] == 305.0
     assert ours.loc["first", "setting"] == "5->25, best of 2, 2 videos"
