@@ -18,6 +18,7 @@ from srvp.data import MovingMNIST, TrainingVideos
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together what `pytest -n` must not spread: a file's tests, and the notebooks.
 

@@ -137,7 +137,8 @@ def test_lpips_step_by_step(setup, tmp_path):
     expected = load_lpips(weights_folder())(samples[0], x[:, 5:].expand(2, -1, -1, -1, -1)).mean(1)
     # 1e-5: batches of other sizes round otherwise.
     np.testing.assert_allclose(scores.samples["lpips"][3], expected, rtol=1e-5)
-    np.testing.assert_allclose(scores.curves["lpips"].mean(1), scores.samples["lpips"].min(1))
+    best = scores.samples["lpips"].min(1)
+    np.testing.assert_allclose(scores.curves["lpips"].mean(1), best, rtol=1e-6)  # float32
 
 
 def test_fvd_step_by_step(setup, tmp_path, monkeypatch):

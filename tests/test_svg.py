@@ -13,7 +13,7 @@ from conftest import ROOT, generator
 from safetensors.numpy import load_file
 from torch import nn
 
-from srvp import figures
+from srvp import animation, figures
 from srvp.baselines import svg
 from srvp.baselines.svg import SVG, Noise, SVGFPConfig, SVGLPConfig
 from srvp.config import MODELS, ConfigError, ModelConfig, Real, from_entry, register_model, to_entry
@@ -319,7 +319,7 @@ def test_a_single_given_frame_is_refused(x):
     ],
 )
 def test_settings_that_do_not_fit_are_refused(tiny, changes, message):
-    config = replace(tiny.evaluation, conditioning_frames=3)
+    config = replace(tiny.evaluation, conditioning_frames=3, euler_steps=(1,))
     entry = to_entry(replace(tiny, model=settings("fp"), evaluation=config))
     assert from_entry("svg", entry).model == settings("fp")
     with pytest.raises(ConfigError, match=message):
@@ -395,7 +395,7 @@ def train_evaluate_and_draw(experiment, videos, clips, out) -> pd.DataFrame:
     figures.save(figures.metric_curves(curves_table(scores, experiment)), out, "metric_curves")
     rows = figures.futures(examples, 0)
     figures.save(figures.sample_grid(rows, 5, [0, 4, 5, 10]), out, "samples")
-    figures.animation([rows], 5, out / "figures" / "predictions.gif")
+    animation.save(animation.pages([rows], 5), out, "predictions")
     assert len(list((out / "figures").iterdir())) == 4
     assert json.loads((out / "metrics.json").read_text())[name]["psnr"] > 0
     return history

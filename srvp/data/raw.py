@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 import av
@@ -178,11 +178,11 @@ def tar_files(archive: Path, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """
     with intact(archive):
         for member in tar:
-            try:
-                tarfile.data_filter(member, ".")
-            except tarfile.FilterError as error:
+            path = PurePosixPath(member.name)
+            if path.is_absolute() or ".." in path.parts:
                 raise ValueError(
-                    f"{archive} is not to be trusted: {error}; get it from its owner again"
-                ) from None
+                    f"{archive} is not to be trusted: {member.name} lies outside of it; get the "
+                    "archive from its owner again"
+                )
             if member.isfile():
                 yield member
