@@ -26,7 +26,8 @@ test: .venv/installed  ## check style, run the tests and compare the notebooks' 
 	ruff check .
 	ruff format --check .
 	dvc pull --quiet $(PULL)
-	pytest -n auto --dist loadgroup
+	pytest -n auto --dist loadfile tests
+	pytest notebooks # on one core: they use each other's results
 
 lab: .venv/installed  ## open JupyterLab
 	dvc pull --quiet $(PULL)

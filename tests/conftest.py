@@ -18,17 +18,6 @@ from srvp.data import MovingMNIST, TrainingVideos
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what `pytest -n` must not spread: a file's tests, and the notebooks.
-
-    The tests of a file share fixtures; the notebooks share the results of one another.
-    """
-    for item in items:
-        notebook = item.path.suffix == ".ipynb"
-        item.add_marker(pytest.mark.xdist_group("notebooks" if notebook else str(item.path)))
-
-
 def generator(seed: int = 0) -> torch.Generator:
     """Return a generator of random numbers on the CPU."""
     return torch.Generator().manual_seed(seed)

@@ -261,7 +261,7 @@ def test_human36m_missing_subject_is_an_error_and_is_mended_by_its_unpacked_fold
     with pytest.raises(FileNotFoundError, match="holds no video of subject S9"):
         human36m.prepare(raw, out, clip_frames=2, clips=20, **QUIET)
     with tarfile.open(human_raw / "Videos_S9.tgz") as archive:
-        archive.extractall(raw / "unpacked", filter="data")
+        archive.extractall(raw / "unpacked")
     stage, staged = staging._stage, []
     monkeypatch.setattr(staging, "_stage", lambda *args: staged.append(stage(*args)))
     human36m.prepare(raw, out, clip_frames=2, clips=20, **QUIET)
@@ -323,7 +323,7 @@ def test_bair_is_byte_for_byte_from_archive_and_from_folder(tmp_path):
     bair.prepare(tmp_path / "tar", tmp_path / "a", **QUIET)
     check_bair(tmp_path / "a", 6, 3)
     with tarfile.open(path) as archive:
-        archive.extractall(tmp_path / "folder", filter="data")
+        archive.extractall(tmp_path / "folder")
     bair.prepare(tmp_path / "folder", tmp_path / "b", **QUIET)
     check_bair(tmp_path / "b", 6, 3)
 
