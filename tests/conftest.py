@@ -18,6 +18,11 @@ from srvp.data import MovingMNIST, TrainingVideos
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests of the pipeline, so that no core waits for them at the end."""
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
 def generator(seed: int = 0) -> torch.Generator:
     """Return a generator of random numbers on the CPU."""
     return torch.Generator().manual_seed(seed)
