@@ -26,7 +26,7 @@ test: .venv/installed  ## check style, run the tests and compare the notebooks' 
 	ruff check .
 	ruff format --check .
 	dvc pull --quiet $(PULL)
-	pytest -n auto --dist loadfile tests
+	pytest -n auto --dist loadfile --no-loadscope-reorder tests
 	pytest notebooks # on one core: they use each other's results
 
 lab: .venv/installed  ## open JupyterLab
