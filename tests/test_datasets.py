@@ -560,7 +560,7 @@ def test_videos_empty_fold_crop_outside_and_short_videos_are_errors(videos_raw, 
     with pytest.raises(FileNotFoundError, match="holds no videos"):
         videos.find_videos(tmp_path)
     # Of the videos decoded side by side, whichever is first.
-    with pytest.raises(ValueError, match=r"the crop .* does not fit \w+/video \d\.mp4, .*128x"):
+    with pytest.raises(ValueError, match=r"the crop .* does not fit \w+/video \d\.\w+, .*128x"):
         videos.prepare(videos_raw, tmp_path / "a", clip_frames=5, crop=(0, 0, 200, 100), **QUIET)
     with pytest.raises(ValueError, match="none of the 1 test videos has 31 frames"):
         videos.prepare(videos_raw, tmp_path / "b", clip_frames=31, **QUIET)
