@@ -6,13 +6,10 @@ Ours draws the batch as tensors on the device that trains, theirs sequence by se
 in one worker process of their data loader. Ours is also given as a share of our training step.
 """
 
-import argparse
-from pathlib import Path
-
 import authors
 import numpy as np
 import torch
-from train_step import Step, load, measure, our_step
+from train_step import Step, arguments, load, measure, our_step
 
 from srvp.data import MOVING_MNIST, MovingMNIST, mnist
 from srvp.files import repository_root
@@ -20,15 +17,7 @@ from srvp.training import pick_device
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("authors", type=Path, help="checkout of the authors' code")
-    parser.add_argument("--experiment", default="smmnist")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch-size", type=int, help="by default 8 on a CPU, else the published")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--compile", action="store_true", help="our step by torch.compile")
-    given = parser.parse_args()
+    given = arguments(__doc__).parse_args()
     torch.set_num_threads(given.threads)
     authors.add_to_path(given.authors)
     device = pick_device(given.device)

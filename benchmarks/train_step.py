@@ -38,6 +38,19 @@ WARM_UP = 2  # steps before the first round
 Step = Callable[[], None]
 
 
+def arguments(doc: str) -> argparse.ArgumentParser:
+    """Return a parser of what the benchmarks of training ask for."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
+    parser.add_argument("authors", type=Path, help="checkout of the authors' code")
+    parser.add_argument("--experiment", default="smmnist")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch-size", type=int, help="by default 8 on a CPU, else the published")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--compile", action="store_true", help="our step by torch.compile")
+    return parser
+
+
 def load(given: argparse.Namespace) -> Experiment:
     experiment = load_experiment(repository_root() / "params.yaml", given.experiment)
     if experiment.data.dataset not in MOVING_MNIST:
@@ -227,16 +240,9 @@ def draw_profile(parts: dict[str, dict[str, float]], device: torch.device, path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("authors", type=Path, help="checkout of the authors' code")
-    parser.add_argument("--experiment", default="smmnist")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch-size", type=int, help="by default 8 on a CPU, else the published")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser = arguments(__doc__)
     parser.add_argument("--workers", type=int, help="of their data loader; none on a CPU, else 4")
-    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, help="a round; by default 1 on a CPU, else 20")
-    parser.add_argument("--compile", action="store_true", help="our step by torch.compile")
     parser.add_argument("--profile", type=Path, help="PNG file: where the time goes")
     parser.add_argument("--peak", choices=["authors", "ours"], help=argparse.SUPPRESS)
     given = parser.parse_args()
