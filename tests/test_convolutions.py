@@ -4,11 +4,12 @@ import torch
 from srvp.convolutions import DownConv, FromVector, ToVector, UpConv, UpToImage
 
 LAYERS = [
-    (DownConv, (128, 160), (3, 128, 16, 8)),
-    (DownConv, (128, 128), (70, 128, 16, 16)),  # more than one chunk, the last one smaller
+    (DownConv, (64, 160), (16, 64, 16, 8)),
+    (DownConv, (64, 64), (70, 64, 16, 16)),  # more than one chunk, the last one smaller
+    (DownConv, (64, 64), (40, 64, 8, 12)),  # no whole tiles
     (DownConv, (1, 64), (3, 1, 8, 8)),
-    (UpConv, (160, 128), (3, 160, 8, 4)),
-    (UpConv, (128, 128), (70, 128, 8, 8)),
+    (UpConv, (160, 64), (16, 160, 8, 4)),
+    (UpConv, (64, 64), (70, 64, 8, 8)),
     (UpConv, (16, 64), (2, 16, 4, 4)),
     (UpToImage, (64, 3), (3, 64, 8, 4)),
     (ToVector, (24, 9), (3, 24, 4, 4)),
@@ -42,8 +43,8 @@ def test_results_and_gradients_are_those_of_pytorch(layer, sizes, shape, bias, m
 
 @pytest.mark.parametrize("layer", [DownConv, UpConv])
 def test_frozen_weights_and_inputs_cost_no_gradient(layer):
-    conv = layer(128, 128)
-    x = torch.randn(1, 128, 8, 8, requires_grad=True)
+    conv = layer(64, 64)
+    x = torch.randn(32, 64, 8, 8, requires_grad=True)
     conv.weight.requires_grad_(False)
     conv(x).sum().backward()
     assert conv.weight.grad is None and x.grad is not None
