@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 NARROW = 64  # channels on either side below which PyTorch's own convolution is as fast
 FEW = 32  # tiles in all below which transforming the weight costs more than it saves
-TILES_AT_ONCE = 256  # so many tiles, transformed, stay in the processor's cache
+TILES_AT_ONCE = 240  # so many tiles, transformed, stay in the processor's cache
 POINTS = (0.0, 1.0, -0.5, -2.0)  # and infinity; of all simple ones they round least
 
 
@@ -61,8 +61,7 @@ class DownConv(nn.Conv2d):
         """Map `(N, C, H, W)` to `(N, O, H / 2, W / 2)`."""
         if not _pays(x, self.weight, side=8):
             return super().forward(x)
-        keep = torch.is_grad_enabled() and self.weight.requires_grad
-        return _add_bias(_Down.apply(x, self.weight, keep), self.bias)
+        return _add_bias(_Down.apply(x, self.weight, _is_trained(self.weight)), self.bias)
 
 
 class UpConv(nn.ConvTranspose2d):
@@ -75,7 +74,7 @@ class UpConv(nn.ConvTranspose2d):
         """Map `(N, O, H, W)` to `(N, C, 2H, 2W)`."""
         if not _pays(x, self.weight, side=4):
             return super().forward(x)
-        return _add_bias(_Up.apply(x, self.weight), self.bias)
+        return _add_bias(_Up.apply(x, self.weight, _is_trained(self.weight)), self.bias)
 
 
 class ToVector(nn.Conv2d):
@@ -121,6 +120,10 @@ class UpToImage(nn.ConvTranspose2d):
         patches = x.permute(0, 2, 3, 1).flatten(1, 2) @ self.weight.flatten(1)  # (N, H W, C 4 4)
         image = F.fold(patches.transpose(1, 2), (2 * h, 2 * w), 4, padding=1, stride=2)
         return _add_bias(image, self.bias)
+
+
+def _is_trained(weight: Tensor) -> bool:
+    return torch.is_grad_enabled() and weight.requires_grad
 
 
 def _on_cpu(x: Tensor) -> bool:
@@ -178,31 +181,35 @@ class _Down(torch.autograd.Function):
 
 class _Up(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, y: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, y: Tensor, weight: Tensor, keep: bool) -> Tensor:
         n, _, h, w = y.shape
         x = y.new_empty(n, 2 * h, 2 * w, weight.shape[1])
-        weights = _transform_weight(weight)
+        weights, kept = _transform_weight(weight), []
         for out, maps in _chunks(x, _channels_last(y)):
-            _adjoint_frames(torch.bmm(_transform_maps(maps), weights), out)
-        ctx.save_for_backward(y, weights)
+            tiles = _transform_maps(maps)
+            _adjoint_frames(torch.bmm(tiles, weights), out)
+            if keep:
+                kept.append(tiles)
+        ctx.save_for_backward(weights, *kept)
         return x.permute(0, 3, 1, 2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        y, weights = ctx.saved_tensors
-        need_y, need_weight = ctx.needs_input_grad
-        y, total = _channels_last(y), None
-        grad_y = torch.empty_like(y)
-        for frames, maps, out in _chunks(_channels_last(grad), y, grad_y):
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        weights, *kept = ctx.saved_tensors
+        n, _, h, w = grad.shape
+        y = grad.new_empty(n, h // 2, w // 2, weights.shape[1])
+        total = None
+        for i, (frames, out) in enumerate(_chunks(_channels_last(grad), y)):
             tiles = _transform_frames(frames)
-            if need_y:
+            if ctx.needs_input_grad[0]:
                 _inverse_maps(torch.bmm(tiles, weights.transpose(1, 2)), out)
-            if need_weight:
-                total = _add_product(total, _transform_maps(maps), tiles)
+            if kept:
+                total = _add_product(total, kept[i], tiles)
         return (
-            grad_y.permute(0, 3, 1, 2) if need_y else None,
-            _adjoint_weight(total) if need_weight else None,
+            y.permute(0, 3, 1, 2) if ctx.needs_input_grad[0] else None,
+            _adjoint_weight(total) if kept else None,
+            None,
         )
 
 
@@ -235,7 +242,9 @@ def _transform_frames(x: Tensor) -> Tensor:
 def _adjoint_frames(products: Tensor, out: Tensor) -> None:
     """Write the adjoint of `_transform_frames` of `(25, P, 4C)` into `(n, H, W, C)`."""
     n, h, w, c = out.shape
-    padded = out.new_zeros(n, h + 2, w + 2, c)
+    padded = out.new_empty(n, h + 2, w + 2, c)
+    padded[:, h:] = 0
+    padded[:, :, w:] = 0
     tiles = _tiles(padded)
     given = (B.T @ products.view(25, -1)).view(tiles.shape)
     inner, last = slice(0, 4), slice(4, 5)  # the last position of a tile is the next one's first
