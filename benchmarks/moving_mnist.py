@@ -2,8 +2,9 @@
 
     python benchmarks/moving_mnist.py AUTHORS    # path of a checkout of the authors' code
 
-Ours draws the batch as tensors on the device that trains, theirs sequence by sequence in NumPy, as
-in one worker process of their data loader. Ours is also given as a share of our training step.
+Ours draws batches as tensors on the device that trains, the paths of many at a time, theirs
+sequence by sequence in NumPy, as in one worker process of their data loader. Ours is also given as
+a share of our training step.
 """
 
 import authors
@@ -12,6 +13,7 @@ import torch
 from train_step import Step, arguments, load, measure, our_step
 
 from srvp.data import MOVING_MNIST, MovingMNIST, mnist
+from srvp.data.moving_mnist import STEPS_AT_ONCE
 from srvp.files import repository_root
 from srvp.training import pick_device
 
@@ -26,14 +28,14 @@ def main() -> None:
     experiment = load(given)
     config = experiment.training
     digits, _ = mnist.load(repository_root() / "data" / "mnist", "train")
-    generator = torch.Generator(device).manual_seed(0)
     videos = MovingMNIST(
         torch.tensor(digits, device=device), deterministic=MOVING_MNIST[experiment.data.dataset]
     )
+    ours = videos.batches(config.batch_size, config.frames, seed=0)
     theirs = authors.batches(experiment, digits, config.batch_size, workers=0, pin=False)
     sides: dict[str, Step] = {
         "authors": lambda: next(theirs),
-        "ours": lambda: videos.draw(config.batch_size, config.frames, generator),
+        "ours": lambda: next(ours),
         "our step": our_step(experiment, device),  # with its drawing
     }
     for side in sides.values():
@@ -41,7 +43,8 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(given.rounds):
         for name, side in sides.items():
-            times[name].append(measure(side, 3, device)[0])
+            count = 3 if name == "our step" else STEPS_AT_ONCE
+            times[name].append(measure(side, count, device)[0])
     medians = {name: float(np.median(seconds)) for name, seconds in times.items()}
     print(
         f"{config.batch_size} sequences of {config.frames} frames on {device.type}, "

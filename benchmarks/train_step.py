@@ -65,11 +65,12 @@ def our_step(experiment: Experiment, device: torch.device) -> Step:
     deterministic = MOVING_MNIST[experiment.data.dataset]
     videos = MovingMNIST(torch.tensor(digits, device=device), deterministic=deterministic)
     run, config = Run(experiment, device), experiment.training
+    batches = videos.batches(config.batch_size, config.frames, config.seed)
     run.model.train()
 
     def step() -> None:
         with record_function("data"):
-            x = videos.draw(config.batch_size, config.frames, run.generator)
+            x = next(batches)
         run.update(x)
 
     return step

@@ -89,7 +89,9 @@ class Run:
         if self.config.init_from:
             initialise(self.model, repository_root() / self.config.init_from)
         distributed.synchronise_batch_norm(self.model)
-        self.loss = torch.compile(self.model.loss) if self.config.compile else self.model.loss
+        self.loss = self.model.loss
+        if self.config.compile:  # on a GPU into CUDA graphs: a step is hundreds of small kernels
+            self.loss = torch.compile(self.model.loss, mode="reduce-overhead")
         self.average = copy.deepcopy(self.model) if self.config.ema else None
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.config.lr, fused=True)
         self.generator = torch.Generator(device).manual_seed(self.config.seed)
@@ -284,6 +286,7 @@ def _optimise(
     config = run.config
     row_interval = max(1, config.steps // LOG_POINTS)
     out_of_time = Clock(config.minutes, run.device)
+    batches = videos.train.batches(config.batch_size, config.frames, config.seed, first=run.step)
     run.model.train()
     # A bar that rarely refreshes: every refresh is a line in an executed notebook.
     hidden = distributed.rank() > 0
@@ -291,7 +294,7 @@ def _optimise(
         total=config.steps, initial=run.step, unit="step", mininterval=5, disable=hidden
     ) as bar:
         while run.step < config.steps:
-            run.update(videos.train.draw(config.batch_size, config.frames, run.generator))
+            run.update(next(batches))
             bar.update()
             last = run.step == config.steps
             if last or run.step % row_interval == 0:

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import shutil
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -179,6 +180,19 @@ def test_training_batches_show_the_digits_at_the_positions():
     expected = moving_mnist._render(shapes, positions)
     assert batch.shape == (4, 6, 1, 64, 64)
     assert np.array_equal((255 * batch[:, :, 0]).round().byte().numpy(), expected)
+
+
+def test_batches_depend_on_their_number_alone_and_differ():
+    """Also across the border of the batches whose paths are drawn together."""
+    digits, _ = mnist.load(MNIST, "test")
+    source = MovingMNIST(torch.from_numpy(digits.copy()), deterministic=False)
+    border = moving_mnist.STEPS_AT_ONCE
+    drawn = list(islice(source.batches(2, 3, seed=5), border - 2, border + 2))
+    again = list(islice(source.batches(2, 3, seed=5, first=border - 2), 4))
+    assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
+    assert drawn[0].shape == (2, 3, 1, 64, 64)
+    others = [*drawn[1:], next(source.batches(2, 3, seed=6, first=border - 2))]
+    assert not any(torch.equal(drawn[0], other) for other in others)
 
 
 # Raw files.

@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,18 @@ def test_sampler_repeats_with_its_generator_and_keeps_to_its_subset(prepared):
     assert torch.equal(first, again)
     windows = [prepared.clip(2, start, 3, 2) / np.float32(255) for start in range(5)]
     assert all(any(np.array_equal(clip, window) for window in windows) for clip in first.numpy())
+
+
+def test_batches_depend_on_their_number_alone_and_differ(prepared):
+    sampler = ClipSampler(prepared, np.arange(4))
+    drawn = list(islice(sampler.batches(3, 4, seed=7), 6))
+    again = list(islice(sampler.batches(3, 4, seed=7, first=2), 4))
+    assert all(torch.equal(a, b) for a, b in zip(drawn[2:], again, strict=True))
+    assert drawn[0].shape == (3, 4, 3, 8, 6) and drawn[0].dtype == torch.float32
+    others = [*drawn[1:], next(sampler.batches(3, 4, seed=8))]
+    assert not any(torch.equal(drawn[0], other) for other in others)
+    with pytest.raises(ValueError, match=r"none of the 4 videos .* has 13 frames"):
+        next(sampler.batches(1, 13, seed=0))
 
 
 def test_sampler_says_when_every_video_is_too_short(prepared):

@@ -100,11 +100,9 @@ def test_a_checkpoint_of_other_settings_is_not_continued(tiny, blobs, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(tiny, blobs, tmp_path):
     class Poisoned:
-        drawn = 0
-
-        def draw(self, *args):
-            self.drawn += 1
-            return blobs.train.draw(*args) * (float("nan") if self.drawn == 8 else 1)
+        def batches(self, *args, **kwargs):
+            for number, x in enumerate(blobs.train.batches(*args, **kwargs)):
+                yield x * (float("nan") if number == 7 else 1)
 
     with pytest.raises(FloatingPointError, match="loss is nan at step 8: lower training.lr"):
         train(tiny, blobs._replace(train=Poisoned()), tmp_path)

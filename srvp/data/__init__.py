@@ -1,5 +1,6 @@
 """Data sets: from the raw files to training batches and the published test sets."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -19,7 +20,13 @@ class VideoSource(Protocol):
     """Endless random videos to train on."""
 
     def draw(self, videos: int, frames: int, generator: torch.Generator) -> Tensor:
-        """Return float32 `(videos, frames, C, 64, 64)` in [0, 1] on the generator's device."""
+        """Return float32 `(videos, frames, C, 64, 64)` in [0, 1], on the device that trains."""
+
+    def batches(self, videos: int, frames: int, seed: int, first: int = 0) -> Iterator[Tensor]:
+        """Yield such videos for training step `first`, `first` + 1, ... without end.
+
+        They depend on the seed and the step alone: not on the model, nor on where a run began.
+        """
 
 
 class TrainingVideos(NamedTuple):
@@ -92,7 +99,7 @@ def open_training(config: DataConfig, folder: Path, device: torch.device) -> Tra
     Args:
         config: that the set was prepared with.
         folder: of the prepared set.
-        device: that trains; Moving MNIST is drawn there.
+        device: that trains; Moving MNIST is drawn there, and other videos are brought there.
 
     Raises:
         FileNotFoundError: there is no prepared set.
@@ -101,7 +108,8 @@ def open_training(config: DataConfig, folder: Path, device: torch.device) -> Tra
         videos = PreparedVideos.open(folder / "train")
         _check_channels(videos, config)
         folds = (videos.training, videos.validation)
-        return TrainingVideos(*(ClipSampler(videos, fold, config.frame_step) for fold in folds))
+        step = config.frame_step
+        return TrainingVideos(*(ClipSampler(videos, fold, step, device) for fold in folds))
     digits = np.load(folder / "train" / "digits.npy")
     deterministic = MOVING_MNIST[config.dataset]
     folds = (torch.from_numpy(digits[f]) for f in train_validation_split(len(digits), config.seed))

@@ -9,7 +9,9 @@ draw, so that the test sequences are those of the paper, bit for bit. `MovingMNI
 training batches as tensors, on the device that trains.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ DIGITS = 2  # per video
 MAX_SPEED = 4  # pixels per frame, on each axis; zero is allowed
 TOLERANCE = 1e-8  # pixels outside the box that do not yet count as a bounce
 DIGIT_SIZE = 28
+STEPS_AT_ONCE = 64  # training batches whose paths are drawn together: many small kernels otherwise
 LIMIT = SIZE - DIGIT_SIZE  # largest row or column of a digit's upper left corner
 
 
@@ -200,10 +203,35 @@ class MovingMNIST:
             frames: length T.
             generator: of random numbers, on the digits' device.
         """
+        return self._render(*self._draw_scenes(videos, frames, generator))
+
+    def batches(self, videos: int, frames: int, seed: int, first: int = 0) -> Iterator[Tensor]:
+        """Yield training batches without end, each as `draw` returns.
+
+        A batch depends on the seed and its number alone, so that a run may begin with any.
+
+        Args:
+            videos: batch size B.
+            frames: length T.
+            seed: of all batches.
+            first: number of the first one.
+        """
+        for block in count(first // STEPS_AT_ONCE):
+            generator = torch.Generator(self.device).manual_seed(seed * 1_000_003 + block)
+            scenes = self._draw_scenes(STEPS_AT_ONCE * videos, frames, generator)
+            steps = zip(*(part.split(videos) for part in scenes), strict=True)
+            for number, scene in enumerate(steps, start=block * STEPS_AT_ONCE):
+                if number >= first:
+                    yield self._render(*scene)
+
+    def _draw_scenes(
+        self, videos: int, frames: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return the digits `(videos, 2)`, by number, and their positions."""
         positions = self.draw_positions(videos, frames, generator)
         shape = (videos, DIGITS)
         chosen = torch.randint(len(self.digits), shape, generator=generator, device=self.device)
-        return self._render(self.digits[chosen], positions)
+        return chosen, positions
 
     def draw_positions(self, videos: int, frames: int, generator: torch.Generator) -> Tensor:
         """Return the rows and columns of the digits, int64 `(videos, frames, 2 digits, 2)`."""
@@ -246,9 +274,10 @@ class MovingMNIST:
     ) -> Tensor:
         return torch.randint(low, high + 1, shape, generator=generator, device=self.device)
 
-    def _render(self, shapes: Tensor, positions: Tensor) -> Tensor:
-        """Add the digits `(B, 2, 784)` up at `positions` `(B, T, 2, 2)`, saturating."""
+    def _render(self, chosen: Tensor, positions: Tensor) -> Tensor:
+        """Add the digits `(B, 2)`, by number, up at `positions` `(B, T, 2, 2)`, saturating."""
         videos, frames = positions.shape[:2]
+        shapes = self.digits[chosen]
         canvas = torch.zeros(videos, frames, SIZE * SIZE, device=self.device)
         for digit in range(DIGITS):
             row, column = positions[:, :, digit].unbind(-1)

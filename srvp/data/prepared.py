@@ -18,6 +18,9 @@ N, B: clips; T: frames of a clip.
 
 import json
 import mmap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -141,24 +144,64 @@ class ClipSampler:
         videos: the set.
         subset: numbers of the videos to draw from, such as `videos.training`.
         step: distance of a clip's frames in the video, in stored frames.
+        device: that the clips are for.
     """
 
-    def __init__(self, videos: PreparedVideos, subset: np.ndarray, step: int = 1):
+    def __init__(
+        self,
+        videos: PreparedVideos,
+        subset: np.ndarray,
+        step: int = 1,
+        device: torch.device | str = "cpu",
+    ):
         self.videos = videos
         self.subset = np.asarray(subset)
         self.step = step
+        self.device = torch.device(device)
 
     def draw(self, videos: int, frames: int, generator: torch.Generator) -> Tensor:
-        """Return clips, float32 `(videos, frames, C, H, W)` in [0, 1], on the generator's device.
+        """Return clips, float32 `(videos, frames, C, H, W)` in [0, 1].
 
         Args:
             videos: batch size B.
             frames: length T.
-            generator: of random numbers.
+            generator: of random numbers, on any device.
 
         Raises:
             ValueError: no video is long enough.
         """
+        return self._to_device(self._read(videos, frames, generator))
+
+    def batches(self, videos: int, frames: int, seed: int, first: int = 0) -> Iterator[Tensor]:
+        """Yield training batches without end, each as `draw` returns; the next is read meanwhile.
+
+        A batch depends on the seed and its number alone, so that a run may begin with any.
+
+        Args:
+            videos: batch size B.
+            frames: length T.
+            seed: of all batches.
+            first: number of the first one.
+        """
+
+        def read(number: int) -> Tensor:
+            # On the CPU: to ask a GPU for random numbers would wait for the step before.
+            return self._read(
+                videos, frames, torch.Generator().manual_seed(seed * 1_000_003 + number)
+            )
+
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            ahead = reader.submit(read, first)
+            for number in count(first + 1):
+                clips, ahead = ahead.result(), reader.submit(read, number)
+                yield self._to_device(clips)
+
+    def _to_device(self, clips: Tensor) -> Tensor:
+        """Move uint8 clips to the device, from pinned memory without waiting, as floats."""
+        return clips.to(self.device, non_blocking=True).float().div_(255)
+
+    def _read(self, videos: int, frames: int, generator: torch.Generator) -> Tensor:
+        """Return uint8 clips, in pinned memory if they are for a GPU."""
         starts = self.videos.lengths[self.subset] - (frames - 1) * self.step  # how many there are
         chosen, starts = self.subset[starts > 0], starts[starts > 0]
         if len(chosen) == 0:
@@ -166,14 +209,13 @@ class ClipSampler:
                 f"none of the {len(self.subset)} videos of {self.videos.folder} has "
                 f"{(frames - 1) * self.step + 1} frames: ask for shorter clips"
             )
-        device = generator.device
         # Of so large a range that the remainders below are uniform to within 1e-12.
-        random = torch.randint(2**62, (2, videos), generator=generator, device=device)
+        random = torch.randint(2**62, (2, videos), generator=generator, device=generator.device)
         random = random.cpu().numpy()
         video = random[0] % len(chosen)
         start = random[1] % starts[video]
-        clips = self.videos.batch(chosen[video], start, frames, self.step)
-        return torch.from_numpy(clips).to(device).float().div_(255)
+        clips = torch.from_numpy(self.videos.batch(chosen[video], start, frames, self.step))
+        return clips.pin_memory() if self.device.type == "cuda" else clips
 
 
 def train_validation_split(n: int, seed: int = 42) -> tuple[np.ndarray, np.ndarray]:
