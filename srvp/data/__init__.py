@@ -23,9 +23,15 @@ class VideoSource(Protocol):
         """Return float32 `(videos, frames, C, 64, 64)` in [0, 1], on the device that trains."""
 
     def batches(self, videos: int, frames: int, seed: int, first: int = 0) -> Iterator[Tensor]:
-        """Yield such videos for training step `first`, `first` + 1, ... without end.
+        """Yield such videos for training steps `first`, `first` + 1, ... without end.
 
         They depend on the seed and the step alone: not on the model, nor on where a run began.
+
+        Args:
+            videos: batch size B.
+            frames: length T.
+            seed: of all batches.
+            first: number of the first step, from 0.
         """
 
 

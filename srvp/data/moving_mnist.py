@@ -206,22 +206,13 @@ class MovingMNIST:
         return self._render(*self._draw_scenes(videos, frames, generator))
 
     def batches(self, videos: int, frames: int, seed: int, first: int = 0) -> Iterator[Tensor]:
-        """Yield training batches without end, each as `draw` returns.
-
-        A batch depends on the seed and its number alone, so that a run may begin with any.
-
-        Args:
-            videos: batch size B.
-            frames: length T.
-            seed: of all batches.
-            first: number of the first one.
-        """
+        """Yield training batches from step `first` on, as `srvp.data.VideoSource` says."""
         for block in count(first // STEPS_AT_ONCE):
             generator = torch.Generator(self.device).manual_seed(seed * 1_000_003 + block)
             scenes = self._draw_scenes(STEPS_AT_ONCE * videos, frames, generator)
             steps = zip(*(part.split(videos) for part in scenes), strict=True)
-            for number, scene in enumerate(steps, start=block * STEPS_AT_ONCE):
-                if number >= first:
+            for step, scene in enumerate(steps, start=block * STEPS_AT_ONCE):
+                if step >= first:
                     yield self._render(*scene)
 
     def _draw_scenes(

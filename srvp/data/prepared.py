@@ -173,27 +173,21 @@ class ClipSampler:
         return self._to_device(self._read(videos, frames, generator))
 
     def batches(self, videos: int, frames: int, seed: int, first: int = 0) -> Iterator[Tensor]:
-        """Yield training batches without end, each as `draw` returns; the next is read meanwhile.
+        """Yield training batches from step `first` on, as `srvp.data.VideoSource` says.
 
-        A batch depends on the seed and its number alone, so that a run may begin with any.
-
-        Args:
-            videos: batch size B.
-            frames: length T.
-            seed: of all batches.
-            first: number of the first one.
+        While a batch is used the next is read.
         """
 
-        def read(number: int) -> Tensor:
+        def read(step: int) -> Tensor:
             # On the CPU: to ask a GPU for random numbers would wait for the step before.
             return self._read(
-                videos, frames, torch.Generator().manual_seed(seed * 1_000_003 + number)
+                videos, frames, torch.Generator().manual_seed(seed * 1_000_003 + step)
             )
 
         with ThreadPoolExecutor(max_workers=1) as reader:
             ahead = reader.submit(read, first)
-            for number in count(first + 1):
-                clips, ahead = ahead.result(), reader.submit(read, number)
+            for step in count(first + 1):
+                clips, ahead = ahead.result(), reader.submit(read, step)
                 yield self._to_device(clips)
 
     def _to_device(self, clips: Tensor) -> Tensor:
