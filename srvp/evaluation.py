@@ -10,14 +10,19 @@ five samples.
 Every batch of videos that is finished is a file, so that an evaluation that was killed goes on
 where it was, and several devices can share the work.
 
+    python -m srvp.evaluation smmnist                              # runs/smmnist
+    python -m srvp.evaluation smmnist --model FILE --out FOLDER    # any model of this program
+
 Shapes: B videos, S samples of each (s at a time), T frames, of which F are predicted.
 """
 
+import argparse
 import copy
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,12 +35,21 @@ from tqdm import tqdm
 
 from srvp import __version__
 from srvp.baselines.trivial import TRIVIAL
-from srvp.config import EvaluationConfig, Experiment
+from srvp.config import EvaluationConfig, Experiment, load_experiment
+from srvp.data import open_test
 from srvp.data.prepared import PreparedVideos
-from srvp.files import atomic_write
+from srvp.files import atomic_write, repository_root
 from srvp.perceptual import FEWEST_FRAMES, FEWEST_VIDEOS, fetch_weights, fvd
-from srvp.results import NETWORK_METRICS, Scores, at_step_size, weights_folder
+from srvp.results import (
+    NETWORK_METRICS,
+    Scores,
+    at_step_size,
+    metrics_table,
+    weights_folder,
+    write_scores,
+)
 from srvp.scoring import Batch, load_networks
+from srvp.training import MODEL_FILE, load_model
 
 # Futures of some videos: given frames (B, T - F, C, H, W) and the videos' numbers, in chunks of
 # samples (B, s, F, C, H, W), so that all samples never stand in memory together.
@@ -372,3 +386,33 @@ def write_examples(
         examples[name] = (prediction.float() * 255).round().byte().cpu().numpy()
     with atomic_write(path) as temporary:
         save_file(examples, temporary)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m srvp.evaluation",
+        description="Score a model by the protocol of an experiment, on its test clips.",
+    )
+    parser.add_argument("experiment", help="an entry of params.yaml")
+    parser.add_argument("--model", type=Path, help="default runs/EXPERIMENT/model.safetensors")
+    parser.add_argument("--videos", type=int, help="the first test clips alone; default all")
+    parser.add_argument("--prepared", type=Path, help="prepared set; default prepared/EXPERIMENT")
+    parser.add_argument("--out", type=Path, help="folder for the results; default runs/EXPERIMENT")
+    given, root = parser.parse_args(), repository_root()
+    run = root / "runs" / given.experiment
+    path, out = given.model or run / MODEL_FILE, given.out or run
+    try:
+        protocol = load_experiment(root / "params.yaml", given.experiment)
+        model, trained = load_model(path, protocol.training.device)
+        data = replace(protocol.data, test_videos=given.videos or protocol.data.test_videos)
+        settings = replace(protocol, name=trained.name, model=trained.model, data=data)
+        videos = open_test(data, given.prepared or root / "prepared" / given.experiment)
+        scores = evaluate_experiment(model, settings, videos, out)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    write_scores(scores, settings, path, out)
+    print(metrics_table(scores).round(4).to_string())
+
+
+if __name__ == "__main__":
+    main()

@@ -47,8 +47,7 @@ def blend_dynamics(
     z = torch.lerp(start.q_z.mean, end.q_z.mean, weight[:, None, None])
     y, _ = model.rollout(y_1, z, model.config.euler_steps)
     w = start.w.expand(len(weights), -1)
-    skips = start.skips and [m.expand(len(weights), -1, -1, -1) for m in start.skips]
-    return model.decode(w, y, skips)
+    return model.decode(w, y, start.skips)
 
 
 def predict_at_rate(model: SRVP, given: Inference, frames: int, noise: Noise, rate: int) -> Tensor:

@@ -323,11 +323,12 @@ class SRVP(nn.Module):
         return torch.cat(states, dim=1)
 
     def decode(self, w: Tensor, y: Tensor, skips: list[Tensor] | None) -> Tensor:
-        """Decode states `(B, T, ny)` with content `(B, nh_inf)` into frames `(B, T, C, 64, 64)`."""
-        frames = y.shape[1]
-        vectors = torch.cat([w[:, None].expand(-1, frames, -1), y], dim=-1).flatten(0, 1)
-        if skips is not None:
-            skips = [s.repeat_interleave(frames, dim=0) for s in skips]
+        """Decode states `(B, T, ny)` with content `(B, nh_inf)` into frames `(B, T, C, 64, 64)`.
+
+        Skip maps `(B / S, C', H', W')` are those of S consecutive rows each.
+        """
+        w = w[:, None].expand(-1, y.shape[1], -1)
+        vectors = torch.cat([w, y], dim=-1).flatten(0, 1)
         return self.decoder(vectors, skips).unflatten(0, y.shape[:2])
 
     # The two passes: reconstruct given frames, predict those that follow.
@@ -412,7 +413,10 @@ def _pick(sequence: Tensor, frames: Tensor) -> Tensor:
 
 
 def _repeat(given: Inference, samples: int) -> Inference:
-    """Repeat every video's inference `samples` times, copies standing together."""
+    """Repeat every video's inference `samples` times, copies standing together.
+
+    But for the skip maps, which all samples share.
+    """
     if samples == 1:
         return given
 
@@ -422,5 +426,6 @@ def _repeat(given: Inference, samples: int) -> Inference:
     def repeat_normal(p: Normal) -> Normal:
         return Normal(repeat(p.mean), repeat(p.stddev), validate_args=False)
 
-    skips = None if given.skips is None else [repeat(s) for s in given.skips]
-    return Inference(repeat_normal(given.q_y), repeat_normal(given.q_z), repeat(given.w), skips)
+    return given._replace(
+        q_y=repeat_normal(given.q_y), q_z=repeat_normal(given.q_z), w=repeat(given.w)
+    )

@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
+from torch.func import functional_call
 
 from srvp.convolutions import DownConv, FromVector, ToVector, UpConv, UpToImage
 
@@ -70,11 +71,35 @@ class Decoder(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, vector: Tensor, skips: list[Tensor] | None = None) -> Tensor:
-        """Decode vectors `(N, n)`, and maps `(N, ...)`, into frames `(N, C, 64, 64)` in [0, 1]."""
+        """Decode vectors `(N, n)` into frames `(N, C, 64, 64)` in [0, 1].
+
+        Skip maps `(N / k, C', H', W')` are those of k consecutive vectors each.
+        """
         x = self.stem(vector[..., None, None])
         for level, stage in enumerate(self.stages):
-            x = stage(x if skips is None else torch.cat([x, skips[level]], dim=1))
+            x = stage(x) if skips is None else _apply_to_both(stage, x, skips[level])
         return x.sigmoid()
+
+
+def _apply_to_both(stage: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
+    """Apply a stage to a map `(N, C, H, W)` joined along channels with its skip map.
+
+    Of a skip map that several frames share, the first convolution's part is computed once.
+    """
+    if len(x) == len(skip):
+        return stage(torch.cat([x, skip], dim=1))
+    if isinstance(stage, nn.Sequential):
+        first, *others = stage
+        x = _apply_to_both(first, x, skip)
+        for layer in others:
+            x = layer(x)
+        return x
+    inputs = 0 if stage.transposed else 1  # axis of the weight
+    own, shared = stage.weight.split([x.shape[1], skip.shape[1]], dim=inputs)
+    no_bias = {} if stage.bias is None else {"bias": torch.zeros_like(stage.bias)}
+    y = functional_call(stage, {"weight": own}, x)
+    z = functional_call(stage, {"weight": shared, **no_bias}, skip)
+    return (y.unflatten(0, (len(skip), -1)) + z[:, None]).flatten(0, 1)
 
 
 def dcgan_encoder(

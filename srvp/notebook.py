@@ -68,12 +68,8 @@ class LiveCurves:
 
     def draw(self) -> None:
         """Draw the curves so far in place of the last drawing."""
-        self.shown.update(training_curves(self.table()))
+        self.shown.update(training_curves(pd.DataFrame(self.rows)))
         self.drawn = time.monotonic()
-
-    def table(self) -> pd.DataFrame:
-        """Return the rows logged so far, a column per quantity."""
-        return pd.DataFrame(self.rows)
 
     def __exit__(self, *error: object) -> None:
         self.live.end()

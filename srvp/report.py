@@ -39,9 +39,10 @@ COLUMNS = [
 ]
 
 
-def experiments_to_run(params: Path) -> list[str]:
-    """Return the names in `run` of a `params.yaml`."""
-    return yaml.safe_load(Path(params).read_text())["run"]
+def experiments_to_report(params: Path) -> list[str]:
+    """Return the experiments that `run` and `published` of a `params.yaml` name."""
+    content = yaml.safe_load(Path(params).read_text())
+    return [*content["run"], *content["published"]]
 
 
 def report(runs: Path, experiments: list[str], published: Path) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -35,6 +36,7 @@ from srvp.files import atomic_write, repository_root
 from srvp.metrics import psnr
 
 MODEL_FILE = "model.safetensors"
+CURVES_FILE = "training.csv"
 CHECKPOINT_FILE = "checkpoint.pt"
 LOG_POINTS = 400  # rows of loss terms in the curves of a run, at most
 CLOCK_INTERVAL = 10  # steps between two looks at the clock of a run that is bounded by minutes
@@ -240,7 +242,7 @@ def train(
     out: Path,
     log: Callable[[Row], None] = lambda row: None,
 ) -> nn.Module:
-    """Train a model and write it to `out/model.safetensors`.
+    """Train a model and write it to `out/model.safetensors`, its curves to `out/training.csv`.
 
     A run that was cut off leaves `out/checkpoint.pt`; called again with the same data,
     model and training settings it goes on from there, to the same weights (on a CPU, bit for bit).
@@ -275,6 +277,8 @@ def train(
         run.result.load_state_dict(run.best["weights"])
     if distributed.rank() == 0:
         save_model(run.result, experiment, Path(out) / MODEL_FILE)
+        with atomic_write(Path(out) / CURVES_FILE) as temporary:
+            pd.DataFrame(run.history).to_csv(temporary, index=False, float_format="%.6g")
         if run.step == config.steps:
             checkpoint.unlink(missing_ok=True)
     return run.result.eval()
@@ -371,11 +375,19 @@ def validation_psnr(
     return distributed.mean(scores).mean().item() * distributed.world_size()
 
 
-def save_model(model: nn.Module, experiment: Experiment, path: Path) -> None:
-    """Write weights and the whole experiment into one safetensors file, atomically."""
+def save_model(
+    model: nn.Module, experiment: Experiment, path: Path, matrices: torch.dtype = torch.float32
+) -> None:
+    """Write weights and the whole experiment into one safetensors file, atomically.
+
+    Weights of more than one dimension are rounded to the type `matrices`.
+    """
     # One entry: safetensors writes several in random order, and equal models would differ.
     metadata = {"experiment": json.dumps({experiment.name: to_entry(experiment)})}
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    weights = {
+        name: (tensor.to(matrices) if tensor.ndim > 1 else tensor).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
     with atomic_write(path) as temporary:
         save_file(weights, temporary, metadata)
 

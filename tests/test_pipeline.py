@@ -38,7 +38,7 @@ def pipeline(tmp_path_factory):
     raw_archives.write_bair(root / "data" / "bair")
     published = yaml.safe_load((ROOT / "params.yaml").read_text())["experiments"]
     experiments = {name: shrunk(name, published[name]) for name in TEST_FRAMES}
-    params = {"run": list(experiments), "experiments": experiments}
+    params = {"run": list(experiments), "published": {}, "experiments": experiments}
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     shutil.copy(ROOT / "dvc.yaml", root)
     for folder in ("notebooks", "srvp"):

@@ -11,7 +11,7 @@ from srvp.perceptual import FVD
 from srvp.report import (
     DATASETS,
     best_futures,
-    experiments_to_run,
+    experiments_to_report,
     joint_curves,
     markdown,
     published_rows,
@@ -128,7 +128,7 @@ def test_every_data_set_finds_its_published_rows(runs):
 
 def test_files_are_the_same_bytes_every_time(runs):
     figures.use_style()
-    table = report(runs, experiments_to_run_of(runs), PUBLISHED)
+    table = report(runs, experiments_to_report_of(runs), PUBLISHED)
     contents = []
     for folder in (runs / "a", runs / "b"):
         write_report(table, folder)
@@ -138,9 +138,9 @@ def test_files_are_the_same_bytes_every_time(runs):
     assert set(contents[0]) == {"table.md", "table.csv", "table.png", "table.pdf"}
 
 
-def experiments_to_run_of(folder):
-    (folder / "params.yaml").write_text("run: [first, second]\n")
-    return experiments_to_run(folder / "params.yaml")
+def experiments_to_report_of(folder):
+    (folder / "params.yaml").write_text("run: [first]\npublished: {second: model}\n")
+    return experiments_to_report(folder / "params.yaml")
 
 
 def test_an_experiment_without_results_is_named(runs):

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
@@ -32,7 +33,9 @@ def test_training_lowers_the_loss_and_writes_a_model_that_loads(tiny, blobs, tmp
     nll = [row["nll"] for row in rows if "nll" in row]
     assert nll[-1] < 0.8 * nll[0]
     assert [row["step"] for row in rows if "validation_psnr" in row] == [10, 20, 30, 40]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "training.csv"]
+    curves = pd.read_csv(tmp_path / "training.csv")
+    assert curves["nll"].dropna().tolist() == pytest.approx(nll, rel=1e-5)  # six digits
     loaded, saved = load_model(tmp_path / "model.safetensors")
     assert saved == experiment
     same_weights(loaded, model)

@@ -284,7 +284,7 @@ def _repeat(given: Given, samples: int) -> Given:
     """Repeat what is known of every video `samples` times, copies standing together."""
     repeat = partial(torch.repeat_interleave, repeats=samples, dim=0)
     q_z = Normal(repeat(given.q_z.mean), repeat(given.q_z.stddev), validate_args=False)
-    return Given(repeat(given.h), q_z, [repeat(s) for s in given.skips])
+    return Given(repeat(given.h), q_z, given.skips)  # all samples share the maps
 
 
 @contextmanager

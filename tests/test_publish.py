@@ -1,0 +1,100 @@
+"""Published models: how one is made and scored, and what its card must say."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, generator
+
+from srvp import evaluation, load_pretrained
+from srvp.data import __main__ as prepare
+from srvp.files import sha256
+from srvp.publish import publish
+from srvp.report import DECIMALS
+from srvp.training import build_model, load_model, save_model, train
+
+PUBLISHED = sorted(card.parent.name for card in (ROOT / "models").glob("*/README.md"))
+
+
+def test_a_published_model_predicts_as_that_of_the_run(tiny, blobs, tmp_path):
+    """Its matrices have 11 significant bits, 5e-4; frames stay within one of 255 grey levels."""
+    model = train(tiny, blobs, tmp_path / "run")
+    path = publish(tmp_path / "run", tmp_path / "published")
+    rounded, experiment = load_model(path)
+    assert experiment == tiny
+    assert path.stat().st_size < 0.6 * (tmp_path / "run" / path.name).stat().st_size
+    assert {p.name for p in path.parent.iterdir()} == {"model.safetensors", "training.csv"}
+    x = torch.rand(1, 5, 1, 64, 64, generator=generator())
+    noise = model.draw_noise(3, 25, generator(1))
+    with torch.inference_mode():
+        frames, same = (m.predict(m.condition(x), 20, noise).x for m in (rounded, model))
+    assert not torch.equal(frames, same)
+    torch.testing.assert_close(frames, same, atol=1 / 255, rtol=0)
+
+
+def test_what_cannot_be_published_is_said(tiny, tmp_path):
+    with pytest.raises(FileNotFoundError, match="training.csv is missing: train the model first"):
+        publish(tmp_path, tmp_path / "published")
+    (tmp_path / "training.csv").touch()
+    model = build_model(tiny.model, channels=1, seed=0)
+    model.p_z[0].weight.data[0, 0] = 1e5
+    save_model(model, tiny, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="has a weight of 100000.0: publish it in 32 bits"):
+        publish(tmp_path, tmp_path / "published")
+
+
+def call(monkeypatch, command, *arguments):
+    monkeypatch.setattr(sys, "argv", ["", *map(str, arguments)])
+    command()
+
+
+def test_any_model_is_scored_from_the_command_line(tiny, tmp_path, monkeypatch, capsys):
+    """By the protocol of the experiment `tiny`, on two of its four test clips."""
+    call(monkeypatch, prepare.main, "tiny", "--out", tmp_path / "prepared")
+    model, path = build_model(tiny.model, channels=1, seed=0), tmp_path / "other.safetensors"
+    save_model(model, replace(tiny, name="other"), path)
+    places = ["--model", path, "--prepared", tmp_path / "prepared", "--out", tmp_path / "out"]
+    call(monkeypatch, evaluation.main, "tiny", *places, "--videos", 2)
+    protocol = json.loads((tmp_path / "out" / "protocol.json").read_text())
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert protocol["experiment"] == "other" and "mean over 2 videos" in protocol["protocol"]
+    assert protocol["source"] == {"file": path.name, "sha256": sha256(path)}
+    assert list(metrics)[:2] == ["other", "other, dt = 1/2"] and "black frame" in metrics
+    assert "other" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="error: .* holds 4 clips of 25 frames, but"):
+        call(monkeypatch, evaluation.main, "tiny", *places, "--videos", 5)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_card_tells_the_checksum_and_the_scores(name):
+    """Of the weights that DVC fetches, and of the evaluation that is committed with them."""
+    folder = ROOT / "models" / name
+    card = (folder / "README.md").read_text()
+    assert sha256(folder / "model.safetensors") in card
+    protocol = json.loads((folder / "protocol.json").read_text())
+    assert protocol["source"]["sha256"] == sha256(folder / "model.safetensors")
+    rows = {line.split("|")[1].strip(" *"): line for line in card.splitlines() if line[:1] == "|"}
+    for predictor, scores in json.loads((folder / "metrics.json").read_text()).items():
+        for metric in DECIMALS.keys() & scores.keys():
+            assert f" {scores[metric]:.{DECIMALS[metric]}f} " in rows[predictor], metric
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_scores_on_a_part_of_the_test_set_agree_with_those_of_the_card(name):
+    """What `make repro` finds for a published model: its 95 % intervals hold the card's values."""
+    experiments = yaml.safe_load((ROOT / "params.yaml").read_text())["published"]
+    full = json.loads((ROOT / "models" / name / "metrics.json").read_text())[name]
+    for experiment in (key for key, model in experiments.items() if model == name):
+        part = json.loads((ROOT / "runs" / experiment / "metrics.json").read_text())[experiment]
+        for metric in {"psnr", "ssim"} & part.keys():
+            assert abs(part[metric] - full[metric]) <= part[f"{metric}_ci95"], metric
+
+
+def test_published_models_load_by_name():
+    model, experiment = load_pretrained(PUBLISHED[0])
+    assert not model.training and experiment.model == model.config
+    with pytest.raises(ValueError, match="no published model is called 'nothing': there are"):
+        load_pretrained("nothing")
