@@ -24,7 +24,7 @@ def test_encoder_and_decoder_fit_each_other(architecture, channels, skip):
 @pytest.mark.parametrize("architecture", ["dcgan", "vgg"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_skip_maps_that_frames_share_count_for_each(architecture, bias):
-    """As if they were repeated, but for the order of sums: 1e-5 of a frame, 1e-4 of the gradient."""
+    """As if they were repeated, but for the order of sums: 1e-5 in frames, 1e-4 in the gradient."""
     torch.manual_seed(0)
     encoder = networks.ENCODERS[architecture](1, 4, 10, bias)
     decoder = networks.DECODERS[architecture](1, 4, 7, True, bias)
