@@ -58,8 +58,10 @@ def save(pages: Sequence[np.ndarray], run: Path, name: str) -> None:
 def _write_mp4(pages: Sequence[np.ndarray], path: Path) -> None:
     height, width = (size // 2 * 2 for size in pages[0].shape[:2])  # H.264 takes even sizes
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as file:
-        # One thread: with several, the bytes depend on their number.
-        stream = file.add_stream("libx264", rate=RATE, options={"crf": "18", "threads": "1"})
+        # With several threads, the bytes depend on their number. Macroblock-tree rate control reads
+        # memory that it has not written (x264 with AVX-512): they depend on what was there before.
+        options = {"crf": "18", "threads": "1", "mbtree": "0"}
+        stream = file.add_stream("libx264", rate=RATE, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for page in pages:
             frame = np.ascontiguousarray(page[:height, :width])

@@ -112,7 +112,7 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        own = torch.stack(torch.var_mean(x.float(), dim=(0, 2, 3), correction=0))
+        own = torch.stack(torch.var_mean(x.to(weight.dtype), dim=(0, 2, 3), correction=0))
         every = own.new_zeros(world_size(), *own.shape)
         every[rank()] = own
         var, mean = _sum(every).unbind(dim=1)  # (processes, C) each
@@ -126,8 +126,8 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse_std = ctx.saved_tensors
-        grad = grad.float()
-        centred = x.float() - mean[:, None, None]
+        grad = grad.to(weight.dtype)
+        centred = x.to(weight.dtype) - mean[:, None, None]
         own = torch.stack([grad.sum(dim=(0, 2, 3)), (grad * centred).sum(dim=(0, 2, 3))])
         count = world_size() * x.numel() / x.shape[1]
         mean_grad, covariance = _sum(own) / count
