@@ -123,17 +123,24 @@ def to_bytes(x: Tensor) -> np.ndarray:
 def futures(examples: dict[str, np.ndarray], video: int, metric: str = "psnr") -> dict:
     """Return truth, best, random and worst sample of a test video, each with the given frames.
 
+    Of one sample a video, these are one: the truth and the prediction are returned.
+
     Args:
         examples: what `evaluation.write_examples` wrote.
         video: its number.
         metric: that best and worst refer to.
     """
     truth = examples["truth"][video]
-    samples = {
-        f"best {metric.upper()}": examples[f"{metric}.best"][video],
-        "random": examples["random"][video],
-        f"worst {metric.upper()}": examples[f"{metric}.worst"][video],
-    }
+    one = np.array_equal(examples[f"{metric}.best"], examples[f"{metric}.worst"])
+    samples = (
+        {"prediction": examples["random"][video]}
+        if one
+        else {
+            f"best {metric.upper()}": examples[f"{metric}.best"][video],
+            "random": examples["random"][video],
+            f"worst {metric.upper()}": examples[f"{metric}.worst"][video],
+        }
+    )
     given = truth[: len(truth) - len(examples["random"][video])]
     return {"truth": truth, **{k: np.concatenate([given, v]) for k, v in samples.items()}}
 

@@ -78,6 +78,13 @@ def test_futures_begin_with_the_given_frames(examples):
     assert np.array_equal(rows["worst PSNR"][3:], examples["psnr.worst"][1])
 
 
+def test_the_one_future_of_a_video_is_shown_once(examples):
+    one = {name: examples["random"] for name in ("random", "psnr.best", "psnr.worst")}
+    rows = figures.futures({"truth": examples["truth"], **one}, 0)
+    assert list(rows) == ["truth", "prediction"]
+    assert np.array_equal(rows["prediction"][3:], examples["random"][0])
+
+
 def test_animation_has_a_page_per_frame_with_green_then_red_borders(examples, tmp_path):
     animation.save(animation.pages([figures.futures(examples, 0)], 3), tmp_path, "moving")
     with Image.open(tmp_path / "figures" / "moving.gif") as gif:
