@@ -160,6 +160,9 @@ def metric_curves(curves: pd.DataFrame) -> Figure:
             low, high = line["mean"] - line["ci95"], line["mean"] + line["ci95"]
             ax.fill_between(line["frame"], low, high, color=drawn.get_color(), alpha=0.2, lw=0)
         ax.set(xlabel="frame", ylabel=LABELS[metric])
+        # Equal frames score 100 dB: a frame that comes back would flatten all other curves.
+        if metric == "psnr" and shown["mean"].max() > 2 * shown["mean"].median():
+            ax.set_ylim(top=2 * shown["mean"].median())
         ax.get_legend().remove()
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.tight_layout()

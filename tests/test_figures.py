@@ -70,6 +70,15 @@ def test_animations_do_not_depend_on_what_memory_held(tmp_path):
     assert len(written) == 1
 
 
+def test_a_frame_that_comes_back_does_not_flatten_the_curves():
+    curves = pd.DataFrame({"frame": range(9), "mean": 13.0, "ci95": 0.5})
+    curves = curves.assign(predictor="copy last frame", metric="psnr")
+    curves.loc[5, "mean"] = 100.0
+    assert figures.metric_curves(curves).axes[0].get_ylim()[1] == 26
+    curves.loc[5, "mean"] = 16.0
+    assert 16 < figures.metric_curves(curves).axes[0].get_ylim()[1] < 17
+
+
 def test_futures_begin_with_the_given_frames(examples):
     rows = figures.futures(examples, 1)
     assert list(rows) == ["truth", "best PSNR", "random", "worst PSNR"]

@@ -74,6 +74,13 @@ def test_deterministic_digits_keep_the_size_of_their_speed():
     assert (sizes == sizes[:, :1]).all()
 
 
+def test_deterministic_videos_repeat_themselves_after_72_frames():
+    """Whole pixels a frame, there and back over LIMIT = 36 pixels: all periods divide 72."""
+    test = moving_mnist.test_set(MNIST, frames=100, deterministic=True, videos=100)
+    assert (test.speeds == test.speeds.round()).all()
+    assert np.array_equal(test.sequences[:, 72:], test.sequences[:, :28])
+
+
 @pytest.mark.parametrize("videos", [0, 5001])
 def test_an_impossible_number_of_test_videos_is_refused(videos):
     with pytest.raises(ValueError, match=f"videos is {videos}: .* 1 to 5000"):
