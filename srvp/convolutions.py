@@ -38,8 +38,8 @@ NARROW = 64  # channels on either side below which PyTorch's own convolution is 
 FEW = 32  # tiles in all below which transforming the weight costs more than it saves
 TILES_AT_ONCE = 240  # so many tiles, transformed, stay in the processor's cache
 # AMX multiplies bfloat16 so fast that the maps around the products cost more than they save.
-BFLOAT16 = () if torch.cpu._is_amx_tile_supported() else (torch.bfloat16,)
-PRECISIONS = (torch.float32, *BFLOAT16)
+HAS_AMX = torch.cpu._is_amx_tile_supported()
+PRECISIONS = (torch.float32,) if HAS_AMX else (torch.float32, torch.bfloat16)
 POINTS = (0.0, 1.0, -0.5, -2.0)  # and infinity; of all simple ones they round least
 
 

@@ -131,17 +131,12 @@ def futures(examples: dict[str, np.ndarray], video: int, metric: str = "psnr") -
         metric: that best and worst refer to.
     """
     truth = examples["truth"][video]
-    one = np.array_equal(examples[f"{metric}.best"], examples[f"{metric}.worst"])
-    samples = (
-        {"prediction": examples["random"][video]}
-        if one
-        else {
-            f"best {metric.upper()}": examples[f"{metric}.best"][video],
-            "random": examples["random"][video],
-            f"worst {metric.upper()}": examples[f"{metric}.worst"][video],
-        }
-    )
+    best, worst = f"{metric}.best", f"{metric}.worst"
+    rows = {f"best {metric.upper()}": best, "random": "random", f"worst {metric.upper()}": worst}
+    if np.array_equal(examples[best], examples[worst]):
+        rows = {"prediction": "random"}
     given = truth[: len(truth) - len(examples["random"][video])]
+    samples = {label: examples[name][video] for label, name in rows.items()}
     return {"truth": truth, **{k: np.concatenate([given, v]) for k, v in samples.items()}}
 
 
@@ -161,8 +156,9 @@ def metric_curves(curves: pd.DataFrame) -> Figure:
             ax.fill_between(line["frame"], low, high, color=drawn.get_color(), alpha=0.2, lw=0)
         ax.set(xlabel="frame", ylabel=LABELS[metric])
         # Equal frames score 100 dB: a frame that comes back would flatten all other curves.
-        if metric == "psnr" and shown["mean"].max() > 2 * shown["mean"].median():
-            ax.set_ylim(top=2 * shown["mean"].median())
+        limit = 2 * shown["mean"].median()
+        if metric == "psnr" and shown["mean"].max() > limit:
+            ax.set_ylim(top=limit)
         ax.get_legend().remove()
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.tight_layout()
