@@ -10,6 +10,7 @@ import yaml
 from conftest import ROOT, generator
 
 from srvp import evaluation, load_pretrained
+from srvp.config import load_experiment
 from srvp.data import __main__ as prepare
 from srvp.files import sha256
 from srvp.publish import publish
@@ -93,8 +94,14 @@ def test_scores_on_a_part_of_the_test_set_agree_with_those_of_the_card(name):
             assert abs(part[metric] - full[metric]) <= part[f"{metric}_ci95"], metric
 
 
-def test_published_models_load_by_name():
-    model, experiment = load_pretrained(PUBLISHED[0])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_model_loads_by_name_with_the_settings_of_params_yaml(name):
+    """Its card points there: whoever trains NAME anew must find the settings that made the file."""
+    model, experiment = load_pretrained(name)
     assert not model.training and experiment.model == model.config
+    assert experiment == load_experiment(ROOT / "params.yaml", name)
+
+
+def test_an_unknown_name_is_told_from_the_published_ones():
     with pytest.raises(ValueError, match="no published model is called 'nothing': there are"):
         load_pretrained("nothing")
