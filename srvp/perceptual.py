@@ -18,6 +18,7 @@ float32, without gradients, in chunks that bound memory whatever the number of v
 """
 
 import ast
+import functools
 import hashlib
 import io
 import math
@@ -437,7 +438,11 @@ class _MaxPool(nn.MaxPool3d):
         super().__init__(kernel, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(_pad_same(x, self.kernel_size, self.stride))
+        # Axis by axis: on a CPU, PyTorch's own takes five times as long, a third of the network.
+        x = _pad_same(x, self.kernel_size, self.stride)
+        for axis, (size, step) in enumerate(zip(self.kernel_size, self.stride, strict=True), 2):
+            x = functools.reduce(torch.maximum, x.unfold(axis, size, step).unbind(-1))
+        return x
 
 
 class _Mixed(nn.Module):
