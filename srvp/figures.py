@@ -213,7 +213,8 @@ def report_table(table: pd.DataFrame) -> Figure:
         for metric, ax in zip(metrics, line, strict=True):
             _interval_plot(block, metric, ax)
         line[0].set_title(dataset, loc="left")
-        line[0].set(yticks=range(len(block)), yticklabels=block["model"])
+        labels = [_label(row) for _, row in block.iterrows()]
+        line[0].set(yticks=range(len(block)), yticklabels=labels)
         line[0].set_ylim(len(block) - 0.5, -0.5)
     for metric, ax in zip(metrics, axes[-1], strict=True):
         label = f"{LABELS[metric]} {'↓' if metric in LOWER_IS_BETTER else '↑'}"
@@ -222,16 +223,20 @@ def report_table(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def _label(row: pd.Series) -> str:
+    return f"{row['model']}, {row['videos']:.0f} videos" if row["folder"] else row["model"]
+
+
 def _interval_plot(rows: pd.DataFrame, metric: str, ax: Axes) -> None:
     """Draw a point with its interval and value for each row that has the metric."""
     for y, (_, row) in enumerate(rows.iterrows()):
         if number(row, metric):
-            color, error = (PREDICTED if row["run"] else "0.35"), row[f"{metric}_ci95"]
+            color, error = (PREDICTED if row["folder"] else "0.35"), row[f"{metric}_ci95"]
             ax.errorbar(row[metric], y, xerr=error, fmt="o", ms=3, lw=1, color=color)
             value, _, _ = number(row, metric).partition(" ")
             place = {"xytext": (4, 3), "textcoords": "offset points"}
             ax.annotate(value, (row[metric], y), **place, fontsize=5, color=color)
-    ax.margins(x=0.2)
+    ax.margins(x=0.3)  # room for the values
     ax.tick_params(labelsize=7)
     if rows[metric].isna().all():
         ax.set_xticks([])

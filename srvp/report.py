@@ -3,8 +3,8 @@
 Published numbers stand in `reports/paper_results.csv`, a row per number, with the source, the
 setting as printed there and notes. Those on our data sets, with as many given and predicted frames,
 are compared; of a number printed in several places, the first with an interval counts. Our numbers
-are those of the runs' `metrics.json`, made as their `protocol.json` says. Experiments on the same
-test clips can also be laid side by side, frame by frame.
+are those of the `metrics.json` of runs and published models, made as the `protocol.json` beside it
+says. Experiments on the same test clips can also be laid side by side, frame by frame.
 """
 
 import json
@@ -33,7 +33,8 @@ COLUMNS = [
     "model",
     "setting",  # given -> all frames, and what else the source tells
     *(column for metric in LABELS for column in (metric, f"{metric}_ci95")),
-    "run",  # ours: name of the folder in `runs/`
+    "videos",  # ours: how many test clips
+    "folder",  # ours: of the results, such as `runs/quick`; empty for published ones
     "source",
     "note",
 ]
@@ -45,24 +46,22 @@ def experiments_to_report(params: Path) -> list[str]:
     return [*content["run"], *content["published"]]
 
 
-def report(runs: Path, experiments: list[str], published: Path) -> pd.DataFrame:
+def report(folders: list[Path], published: Path) -> pd.DataFrame:
     """Return our results, and below those of each data set the published ones.
 
     Args:
-        runs: folder of the runs.
-        experiments: whose runs to report.
+        folders: of results: runs and published models.
         published: the CSV file of published numbers.
 
     Returns:
-        A row per model, with `COLUMNS`; numbers that there are not are NaN, `run` is empty for
-        published ones.
+        A row per model, with `COLUMNS`; numbers that there are not are NaN.
 
     Raises:
         FileNotFoundError: an experiment has not been evaluated.
     """
-    ours = pd.concat([_run_rows(runs / name) for name in experiments])
-    # Runs on the same clips have the same baselines.
-    ours = ours.drop_duplicates([c for c in ours if c not in ("run", "source", "note")])
+    ours = pd.concat([_our_rows(folder) for folder in folders])
+    # Results on the same clips have the same baselines.
+    ours = ours.drop_duplicates([c for c in ours if c not in ("folder", "source", "note")])
     ours = _models_first(ours, "model")
     rows = pd.concat([ours, published_rows(published, ours)])
     order = {dataset: i for i, dataset in enumerate(ours["dataset"].unique())}
@@ -77,8 +76,8 @@ def _models_first(table: pd.DataFrame, column: str) -> pd.DataFrame:
     )
 
 
-def _run_rows(folder: Path) -> pd.DataFrame:
-    """Return a row per predictor of a run."""
+def _our_rows(folder: Path) -> pd.DataFrame:
+    """Return a row per predictor of a folder of results."""
     protocol = _read(folder / "protocol.json")
     data, evaluation, source = (protocol[key] for key in ("data", "evaluation", "source"))
     given, total = evaluation["conditioning_frames"], data["test_frames"]
@@ -93,7 +92,8 @@ def _run_rows(folder: Path) -> pd.DataFrame:
                 "frames": f"{given}->{total}",
                 "setting": f"{given}->{total}, {counts} videos",
                 **values,
-                "run": folder.name,
+                "videos": data["test_videos"],
+                "folder": f"{folder.parent.name}/{folder.name}",
                 "note": protocol["protocol"],
                 "source": f"srvp {protocol['srvp']}, {source['file']} {source['sha256'][:8]}",
             }
@@ -125,7 +125,7 @@ def published_rows(path: Path, ours: pd.DataFrame) -> pd.DataFrame:
                 "setting": max(chosen["setting"], key=len),
                 **chosen["value"],
                 **chosen["ci95"].add_suffix("_ci95"),
-                "run": "",
+                "folder": "",
                 "source": "; ".join(_sources(chosen)),
                 "note": "; ".join(chosen["note"].dropna().unique()),
             }
@@ -144,14 +144,14 @@ def markdown(table: pd.DataFrame) -> str:
     labels = [f"{LABELS[m]} {'↓' if m in LOWER_IS_BETTER else '↑'}" for m in LABELS]
     lines = [["data set", "model", "frames", *labels, "source"], ["---"] * (4 + len(labels))]
     for _, row in table.iterrows():
-        ours = bool(row["run"])
+        ours = bool(row["folder"])
         lines.append(
             [
                 row["dataset"],
                 f"**{row['model']}**" if ours else row["model"],
                 row["setting"].replace("->", " → "),
                 *(number(row, metric) for metric in LABELS),
-                f"`runs/{row['run']}` ({row['source']})" if ours else row["source"],
+                f"`{row['folder']}` ({row['source']})" if ours else row["source"],
             ]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -46,22 +46,23 @@ def runs(tiny, tmp_path):
 
 
 def test_our_rows_tell_their_numbers_protocol_and_run(runs):
-    table = report(runs, ["first", "second"], PUBLISHED)
-    ours = table[table["run"] != ""].set_index("model")
+    table = report([runs / "first", runs / "second"], PUBLISHED)
+    ours = table[table["folder"] != ""].set_index("model")
     assert list(ours.index) == ["first", "second", "black frame"]  # the same black frame, once
     assert ours.loc["first", "psnr"] == 14.0 and np.isnan(ours.loc["first", "fvd"])
     assert ours.loc["second", "fvd"] == 305.0
     assert ours.loc["first", "setting"] == "5->25, best of 2, 2 videos"
     assert ours.loc["black frame", "setting"] == "5->25, 1 sample, 2 videos"
-    assert ours.loc["second", "run"] == "second"
+    assert ours.loc["second", "folder"] == f"{runs.name}/second"
+    assert ours.loc["second", "videos"] == 2
     assert digest(runs / "second" / "model.safetensors")[:8] in ours.loc["second", "source"]
     assert "best of 4 samples" in ours.loc["second", "note"]
 
 
 def test_published_rows_are_those_of_the_same_data_set_and_frames(runs):
     """Two of the talk's numbers, and one that another paper prints with its interval."""
-    table = report(runs, ["first"], PUBLISHED)
-    published = table[table["run"] == ""].set_index("model")
+    table = report([runs / "first"], PUBLISHED)
+    published = table[table["folder"] == ""].set_index("model")
     assert set(table["dataset"]) == {"SM-MNIST"}
     assert published.loc["SRVP", ["psnr", "psnr_ci95", "ssim"]].tolist() == [16.93, 0.07, 0.7799]
     assert published.loc["SVG", "source"].startswith("SLAMP paper")
@@ -90,7 +91,7 @@ def test_best_futures_stand_below_the_truth(runs):
 
 
 def test_markdown_leaves_missing_numbers_out(runs):
-    table = report(runs, ["first", "second"], PUBLISHED)
+    table = report([runs / "first", runs / "second"], PUBLISHED)
     lines = {line.split(" | ")[1]: line.split(" | ") for line in markdown(table).splitlines()}
     assert lines["**first**"][3:7] == ["14.00 ± 2.77", "0.5000 ± 0.0000", "", ""]
     assert lines["**second**"][6] == "305 ± 64"  # t = 12.706 for two repetitions
@@ -115,7 +116,7 @@ def test_every_published_number_names_its_source():
 
 def test_every_data_set_finds_its_published_rows(runs):
     """The paper's frames, as in params.yaml, select the paper's rows."""
-    ours = report(runs, ["first"], PUBLISHED).iloc[:1]
+    ours = report([runs / "first"], PUBLISHED).iloc[:1]
     for dataset, frames, psnr in [
         ("DM-MNIST", "5->100", 18.25),
         ("KTH", "10->40", 29.69),
@@ -128,7 +129,7 @@ def test_every_data_set_finds_its_published_rows(runs):
 
 def test_files_are_the_same_bytes_every_time(runs):
     figures.use_style()
-    table = report(runs, experiments_to_report_of(runs), PUBLISHED)
+    table = report([runs / name for name in experiments_to_report_of(runs)], PUBLISHED)
     contents = []
     for folder in (runs / "a", runs / "b"):
         write_report(table, folder)
@@ -143,6 +144,12 @@ def experiments_to_report_of(folder):
     return experiments_to_report(folder / "params.yaml")
 
 
+def test_the_figure_tells_on_how_many_videos_ours_were_scored(runs):
+    figure = figures.report_table(report([runs / "first"], PUBLISHED))
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels[:2] == ["first, 2 videos", "black frame, 2 videos"] and "SRVP" in labels
+
+
 def test_an_experiment_without_results_is_named(runs):
     with pytest.raises(FileNotFoundError, match=r"third/protocol.json is missing: run 03_evaluate"):
-        report(runs, ["first", "third"], PUBLISHED)
+        report([runs / "first", runs / "third"], PUBLISHED)
