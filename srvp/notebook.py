@@ -36,6 +36,7 @@ def require(path: Path, notebook: str, **parameters: str) -> None:
         kernel_name="python3",
         cwd=folder,
         progress_bar=False,
+        extra_arguments=["--log-level=ERROR"],  # its warnings would be outputs of the caller
     )
 
 
