@@ -4,6 +4,8 @@ A folder holds `README.md`, the card; `model.safetensors` and `training.csv`, fr
 and the scores by the full protocol, from `srvp.evaluation`.
 """
 
+from pathlib import Path
+
 from torch import nn
 
 from srvp.config import Experiment
@@ -11,6 +13,11 @@ from srvp.files import repository_root
 from srvp.training import MODEL_FILE, load_model
 
 CARD_FILE = "README.md"
+
+
+def published_folders() -> list[Path]:
+    """Return the folders of all published models: those in `models/` that have a card."""
+    return sorted(card.parent for card in (repository_root() / "models").glob(f"*/{CARD_FILE}"))
 
 
 def load_pretrained(name: str, device: str = "cpu") -> tuple[nn.Module, Experiment]:
@@ -24,11 +31,10 @@ def load_pretrained(name: str, device: str = "cpu") -> tuple[nn.Module, Experime
         ValueError: no model of that name is published.
         FileNotFoundError: its weights have not been fetched.
     """
-    folder = repository_root() / "models"
-    published = sorted(card.parent.name for card in folder.glob(f"*/{CARD_FILE}"))
+    published = {folder.name: folder for folder in published_folders()}
     if name not in published:
-        raise ValueError(f"no published model is called {name!r}: there are {published}")
-    path = folder / name / MODEL_FILE
+        raise ValueError(f"no published model is called {name!r}: there are {list(published)}")
+    path = published[name] / MODEL_FILE
     if not path.is_file():
         where = path.relative_to(repository_root())
         raise FileNotFoundError(f"{where} is missing: fetch it by `dvc pull {where}`")
