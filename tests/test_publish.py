@@ -71,16 +71,19 @@ def test_any_model_is_scored_from_the_command_line(tiny, tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_card_tells_the_checksum_and_the_scores(name):
-    """Of the weights that DVC fetches, and of the evaluation that is committed with them."""
+    """Of the weights that DVC fetches, and of the evaluations that are committed with them."""
     folder = ROOT / "models" / name
-    card = (folder / "README.md").read_text()
-    assert sha256(folder / "model.safetensors") in card
-    protocol = json.loads((folder / "protocol.json").read_text())
-    assert protocol["source"]["sha256"] == sha256(folder / "model.safetensors")
+    weights, card = sha256(folder / "model.safetensors"), (folder / "README.md").read_text()
+    assert weights in card
     rows = {line.split("|")[1].strip(" *"): line for line in card.splitlines() if line[:1] == "|"}
-    for predictor, scores in json.loads((folder / "metrics.json").read_text()).items():
-        for metric in DECIMALS.keys() & scores.keys():
-            assert f" {scores[metric]:.{DECIMALS[metric]}f} " in rows[predictor], metric
+    evaluations = list(folder.glob("**/metrics.json"))
+    assert folder / "metrics.json" in evaluations
+    for metrics in evaluations:
+        protocol = json.loads(metrics.with_name("protocol.json").read_text())
+        assert protocol["source"]["sha256"] == weights
+        for predictor, scores in json.loads(metrics.read_text()).items():
+            for metric in DECIMALS.keys() & scores.keys():
+                assert f" {scores[metric]:.{DECIMALS[metric]}f} " in rows[predictor], metric
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
