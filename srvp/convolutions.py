@@ -1,4 +1,4 @@
-"""The convolutions of DCGAN, with fewer multiplications on a CPU: 4x4, stride 2, padding 1.
+"""The convolutions of DCGAN: 4x4, stride 2, padding 1. On a CPU with fewer multiplications.
 
 One stride-2 convolution is a stride-1 convolution by 2x2 of the frame's four phases (even or odd
 row, even or odd column). Along one axis, four neighbouring outputs of filter (g0, g1) on
@@ -18,9 +18,12 @@ what they add up to are bfloat16 and the weights stay float32: rounded before th
 results are off by 1.2 % (root mean square; the gradient of a weight by up to 2 %), where the direct
 convolution in bfloat16 is off by 0.3 %.
 
-Modules here have the parameters of PyTorch's, by name and shape, and its result. Other devices and
-types, narrow layers and a few small maps, for which the maps would cost more than they save, are
-left to PyTorch.
+Other types, narrow layers and a few small maps, for which the maps would cost more than they save,
+are left to PyTorch. So is a GPU, but for the layers that meet the image: cuDNN pads its one channel
+to eight and lays it out anew, several times over what the layer has to read and write. There they
+are one matrix product of its 4x4 patches.
+
+Modules here have the parameters of PyTorch's, by name and shape, and its result.
 
 Shapes: N frames; frames side x (N, H, W, C), maps side y (N, H / 2, W / 2, O); channels last. A
 tile is 4x4 positions of y, and the 10x10 positions of x that they see; there are P of them in all.
@@ -34,6 +37,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
+IMAGE = 4  # channels of an image, at most
 NARROW = 64  # channels on either side below which PyTorch's own convolution is as fast
 FEW = 32  # tiles in all below which transforming the weight costs more than it saves
 TILES_AT_ONCE = 240  # so many tiles, transformed, stay in the processor's cache
@@ -69,6 +73,9 @@ class DownConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, C, H, W)` to `(N, O, H / 2, W / 2)`."""
+        if x.is_cuda and self.in_channels <= IMAGE:
+            y = F.linear(patches(x), self.weight.flatten(1), self.bias)
+            return y.permute(0, 3, 1, 2)
         if not _pays(x, self.weight, side=8):
             return super().forward(x)
         return _add_bias(_apply(_Down, x, self.weight), self.bias)
@@ -115,8 +122,8 @@ class FromVector(nn.ConvTranspose2d):
 class UpToImage(nn.ConvTranspose2d):
     """A transposed 4x4 convolution that doubles the resolution, to one or three channels.
 
-    So few channels leave a convolution's inner loops nearly empty. Here every pixel's 4x4 patch is
-    one row of a matrix product; overlapping patches are then added up.
+    So few channels leave a convolution's inner loops nearly empty. Here every pixel's 4x4 patches
+    are one row of a matrix product; overlapping patches are then added up.
     """
 
     def __init__(self, channels: int, out: int, bias: bool = False):
@@ -124,12 +131,44 @@ class UpToImage(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, O, H, W)` to `(N, C, 2H, 2W)`."""
+        if x.is_cuda and self.out_channels <= IMAGE:
+            products = x.permute(0, 2, 3, 1) @ self.weight.flatten(1)
+            return _add_bias(Overlap.apply(products.float()), self.bias)
         if len(self.weight) < NARROW or _precision(x) != torch.float32:
             return super().forward(x)
         h, w = x.shape[2:]
         patches = x.permute(0, 2, 3, 1).flatten(1, 2) @ self.weight.flatten(1)  # (N, H W, C 4 4)
         image = F.fold(patches.transpose(1, 2), (2 * h, 2 * w), 4, padding=1, stride=2)
         return _add_bias(image, self.bias)
+
+
+def patches(x: Tensor) -> Tensor:
+    """Take 4x4 patches, stride 2, padding 1: from `(N, C, H, W)` to `(N, H / 2, W / 2, 16C)`."""
+    windows = F.pad(x, (1, 1, 1, 1)).unfold(2, 4, 2).unfold(3, 4, 2)
+    return windows.permute(0, 2, 3, 1, 4, 5).flatten(3)
+
+
+class Overlap(torch.autograd.Function):
+    """Add such patches up, the adjoint of `patches`: from `(N, h, w, 16C)` to `(N, C, 2h, 2w)`."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        x = F.pad(x.unflatten(3, (-1, 4, 4)), (0, 0, 0, 0, 0, 0, 1, 1, 1, 1))
+        # An even row of the image is row 1 of a patch and row 3 of the one before; an odd row is
+        # row 2 of a patch and row 0 of the next. So for columns.
+        here, before, after = slice(1, -1), slice(None, -2), slice(2, None)
+        even = x[:, here, ..., 1, :] + x[:, before, ..., 3, :]
+        odd = x[:, here, ..., 2, :] + x[:, after, ..., 0, :]
+        x = torch.stack([even, odd], dim=2)  # (N, h, 2, w + 2, C, 4)
+        even = x[:, :, :, here, :, 1] + x[:, :, :, before, :, 3]
+        odd = x[:, :, :, here, :, 2] + x[:, :, :, after, :, 0]
+        x = torch.stack([even, odd], dim=4)  # (N, h, 2, w, 2, C)
+        return x.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        return patches(grad)
 
 
 def _precision(x: Tensor) -> torch.dtype | None:

@@ -34,6 +34,7 @@ from torch.nn import functional as F
 
 from srvp import networks
 from srvp.config import ConfigError, Count, ModelConfig, Real, Whole, register_model
+from srvp.unroll import unroll_mlp
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,27 @@ def _dynamics(c: SRVPConfig) -> nn.Sequential:
     return f
 
 
-class ResidualTransition(nn.Module):
+class Transition(nn.Module):
+    """From states to the next ones. `forward` is given the z of one frame, `unroll` of many."""
+
+    # Compiled by TorchInductor (torch 2.11) on a GPU, this loop had gradients that were NaN, or it
+    # read memory that is not there.
+    @torch.compiler.disable
+    def unroll(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
+        """Unroll the states of frames 1, ..., T from y_1 `(B, ny)` and z `(B, T - 1, nz)`.
+
+        Returns:
+            States at whole times `(B, T, ny)` and residuals `(B, (T - 1) * euler_steps, ny)`.
+        """
+        states, residuals = [y], [y.new_empty(len(y), 0, y.shape[-1])]  # T may be 1
+        for z_t in z.unbind(dim=1):
+            steps, step_residuals = self(states[-1], z_t, euler_steps)
+            states.append(steps[:, -1])
+            residuals.append(step_residuals)
+        return torch.stack(states, dim=1), torch.cat(residuals, dim=1)
+
+
+class ResidualTransition(Transition):
     """y <- y + dt f(y, z), the Euler method for dy/dt = f: the transition of SRVP."""
 
     def __init__(self, c: SRVPConfig):
@@ -153,8 +174,15 @@ class ResidualTransition(nn.Module):
             states.append(y)
         return torch.stack(states, dim=1), torch.stack(residuals, dim=1)
 
+    def unroll(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
+        """As `Transition.unroll`; on a GPU, which small products keep waiting, by `unroll_mlp`."""
+        if not y.is_cuda or z.shape[1] == 0:
+            return super().unroll(y, z, euler_steps)
+        states, residuals = unroll_mlp(self.f, y, z, euler_steps)
+        return torch.cat([y[:, None], states], dim=1), residuals
 
-class MLPTransition(nn.Module):
+
+class MLPTransition(Transition):
     """y_{t+1} = f(y_t, z_{t+1}): the ablation without the identity of the residual update."""
 
     def __init__(self, c: SRVPConfig):
@@ -166,7 +194,7 @@ class MLPTransition(nn.Module):
         return _one_step(self.f(torch.cat([y, z], dim=-1)), euler_steps)
 
 
-class GRUTransition(nn.Module):
+class GRUTransition(Transition):
     """y_{t+1} = GRU(y_t, z_{t+1}): the ablation with a gated cell, y its hidden state."""
 
     def __init__(self, c: SRVPConfig):
@@ -255,12 +283,12 @@ class SRVP(nn.Module):
         k = self.config.inference_frames
         if x.shape[1] < k:
             raise ValueError(f"{x.shape[1]} frames given; the model needs {k} (inference_frames)")
-        h, maps = self.encode(x)
+        h, skips = self._encode(x, skip_frame)
         return Inference(
             q_y=_normal(self.q_y(h[:, :k].flatten(1))),
             q_z=self.infer_z(h),
             w=self.infer_content(h[:, -k:] if content_frames is None else _pick(h, content_frames)),
-            skips=self._skips(maps, skip_frame),
+            skips=skips,
         )
 
     def infer_content(self, h: Tensor) -> Tensor:
@@ -273,12 +301,15 @@ class SRVP(nn.Module):
             return _normal(h.new_empty(len(h), h.shape[1] - 1, 0))
         return _normal(self.q_z(self.q_z_lstm(h)[0][:, 1:]))
 
-    def _skips(self, maps: list[Tensor], frame: Tensor | None) -> list[Tensor] | None:
+    def _encode(self, x: Tensor, skip_frame: Tensor | None) -> tuple[Tensor, list[Tensor] | None]:
+        # Of the maps, none but those of the skips outlive this call: compiled code would keep all
+        # of them, and their gradients, until the end of the step.
+        h, maps = self.encode(x)
         if not self.config.skip_connections:
-            return None
-        if frame is None:
-            return [m[:, -1] for m in maps]
-        return [_pick(m, frame[:, None])[:, 0] for m in maps]
+            return h, None
+        if skip_frame is None:
+            return h, [m[:, -1] for m in maps]
+        return h, [_pick(m, skip_frame[:, None])[:, 0] for m in maps]
 
     # Generation: from states to frames.
 
@@ -294,12 +325,7 @@ class SRVP(nn.Module):
         Returns:
             States at whole times `(B, T, ny)` and residuals `(B, (T - 1) * euler_steps, ny)`.
         """
-        states, residuals = [y], [y.new_empty(len(y), 0, y.shape[-1])]  # T may be 1
-        for z_t in z.unbind(dim=1):
-            steps, step_residuals = self.transition(states[-1], z_t, euler_steps)
-            states.append(steps[:, -1])
-            residuals.append(step_residuals)
-        return torch.stack(states, dim=1), torch.cat(residuals, dim=1)
+        return self.transition.unroll(y, z, euler_steps)
 
     def generate(
         self, y: Tensor, noise_z: Tensor, euler_steps: int, every_step: bool = False
@@ -354,8 +380,10 @@ class SRVP(nn.Module):
         once. The pixels' likelihood keeps its constant, so that the loss can be negative.
         """
         c, out, videos = self.config, self(x, draws), len(x)
-        nll = -Normal(out.x.float(), c.obs_scale, validate_args=False).log_prob(x).sum() / videos
-        standard = Normal(torch.zeros_like(out.q_y.mean), 1.0, validate_args=False)
+        # Scales as tensors of the device: a number would be copied there, which waits for it.
+        scale, one = x.new_full((), c.obs_scale), x.new_ones(())
+        nll = -Normal(out.x.float(), scale, validate_args=False).log_prob(x).sum() / videos
+        standard = Normal(torch.zeros_like(out.q_y.mean), one, validate_args=False)
         kl_y = kl_divergence(out.q_y, standard).sum() / videos
         kl_z = kl_divergence(out.q_z, out.p_z).sum() / videos
         residual = out.residuals.norm(dim=-1).sum() / videos

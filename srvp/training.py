@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from srvp import distributed
+from srvp.capture import Captured
 from srvp.config import (
     MODELS,
     ConfigError,
@@ -67,7 +68,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Return the rate of optimisation step 1, 2, ...: constant, then linear, 0 at the last one."""
+    """Return the rate of optimisation step 1, 2, ...: constant, then linear, 0 at the last one.
+
+    In the first `warmup_steps`, of the constant ones, it rises linearly.
+    """
+    if step < config.warmup_steps:
+        return config.lr * step / config.warmup_steps
     decayed = max(step - config.constant_steps, 0)
     return config.lr * (1 - decayed / config.decay_steps if decayed else 1)
 
@@ -91,9 +97,14 @@ class Run:
         if self.config.init_from:
             initialise(self.model, repository_root() / self.config.init_from)
         distributed.synchronise_batch_norm(self.model)
-        self.loss = self.model.loss
-        if self.config.compile:  # on a GPU into CUDA graphs: a step is hundreds of small kernels
-            self.loss = torch.compile(self.model.loss, mode="reduce-overhead")
+        self.loss, self.gradients = self.model.loss, self._gradients
+        on_gpu = device.type == "cuda"
+        if self.config.compile is True or (self.config.compile == "auto" and on_gpu):
+            self.loss = torch.compile(self.model.loss)
+        if on_gpu:
+            torch.backends.cudnn.benchmark = True  # all steps have the same shapes
+            if distributed.world_size() == 1:  # messages between processes stay outside of graphs
+                self.gradients = Captured(self._gradients, self.model)
         self.average = copy.deepcopy(self.model) if self.config.ema else None
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.config.lr, fused=True)
         self.generator = torch.Generator(device).manual_seed(self.config.seed)
@@ -118,17 +129,22 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
         draws = self.model.draw(*x.shape[:2], self.generator)
-        self.optimizer.zero_grad()
-        with autocast(self.config.precision, self.device):
-            loss = self.loss(distributed.shard(x), distributed.shard(draws))
-        loss.total.backward()
+        loss = self.gradients(distributed.shard(x), distributed.shard(draws))
         distributed.average_gradients(self.model)
         self.optimizer.step()
         if self.average is not None:
             self._average_weights()
         for name, value in loss._asdict().items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach()
+            self.sums[name] = self.sums.get(name, 0) + value
         self.summed += 1
+
+    def _gradients(self, x: Tensor, draws: NamedTuple) -> NamedTuple:
+        """Leave the gradients of the loss in the parameters and return its terms."""
+        self.optimizer.zero_grad()
+        with autocast(self.config.precision, self.device):
+            loss = self.loss(x, draws)
+        loss.total.backward()
+        return type(loss)(*(term.detach() for term in loss))
 
     def _average_weights(self) -> None:
         """Move the average by 1 - `ema` of the way, in the first steps by more.

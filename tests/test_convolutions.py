@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from srvp import convolutions
 from srvp.convolutions import DownConv, FromVector, ToVector, UpConv, UpToImage
@@ -40,6 +41,26 @@ def test_results_and_gradients_are_those_of_pytorch(layer, sizes, shape, bias, m
     for result, reference in zip(results, expected, strict=True):
         difference = (result - reference).abs().max() / reference.abs().max()
         assert result.dtype == torch.float32 and difference < 5e-6
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_products_of_patches_are_the_layers_that_meet_the_image(channels):
+    """What a GPU computes in their place, against PyTorch's convolutions in float64."""
+    torch.manual_seed(0)
+    weight = torch.randn(5, channels, 4, 4, dtype=torch.float64)
+    image = torch.randn(2, channels, 8, 12, dtype=torch.float64, requires_grad=True)
+    maps = torch.randn(2, 5, 4, 6, dtype=torch.float64, requires_grad=True)
+    down = F.linear(convolutions.patches(image), weight.flatten(1)).permute(0, 3, 1, 2)
+    up = convolutions.Overlap.apply(maps.permute(0, 2, 3, 1) @ weight.flatten(1))
+    for found, x, convolve in (
+        (down, image, F.conv2d),
+        (up, maps, F.conv_transpose2d),
+    ):
+        expected = convolve(x, weight, stride=2, padding=1)
+        torch.testing.assert_close(found, expected)
+        grad = torch.randn_like(expected)
+        gradients = [torch.autograd.grad(y, x, grad)[0] for y in (found, expected)]
+        torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ def test_the_learning_rate_is_constant_then_falls_linearly_to_zero(tiny):
     config = replace(tiny.training, lr=1.0, constant_steps=3, decay_steps=4)
     rates = [learning_rate(config, step) for step in range(1, 8)]
     assert rates == [1, 1, 1, 0.75, 0.5, 0.25, 0]
+    warm = replace(config, warmup_steps=2)
+    assert [learning_rate(warm, step) for step in range(1, 8)] == [0.5, *rates[1:]]
 
 
 def test_training_lowers_the_loss_and_writes_a_model_that_loads(tiny, blobs, tmp_path):
@@ -209,6 +211,11 @@ def test_compiled_steps_are_the_plain_ones_and_resume(tiny, blobs, tmp_path):
     assert whole.close_row() == pytest.approx(plain.close_row(), rel=1e-3)
     for key, value in whole.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[key], value, atol=1e-6, rtol=1e-6)
+
+
+def test_compile_auto_is_for_a_gpu(tiny):
+    run = training.Run(with_training(tiny, compile="auto"), torch.device("cpu"))
+    assert run.loss == run.model.loss and run.gradients == run._gradients
 
 
 def test_validation_leaves_training_as_it_was(tiny, blobs):

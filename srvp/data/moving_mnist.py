@@ -25,7 +25,10 @@ DIGITS = 2  # per video
 MAX_SPEED = 4  # pixels per frame, on each axis; zero is allowed
 TOLERANCE = 1e-8  # pixels outside the box that do not yet count as a bounce
 DIGIT_SIZE = 28
-STEPS_AT_ONCE = 64  # training batches whose paths are drawn together: many small kernels otherwise
+# Training batches whose paths are drawn together, and of these rendered together: a GPU launches
+# every kernel apart, whatever its size.
+CPU_STEPS_AT_ONCE = 64, 1
+GPU_STEPS_AT_ONCE = 256, 8
 LIMIT = SIZE - DIGIT_SIZE  # largest row or column of a digit's upper left corner
 
 
@@ -207,13 +210,16 @@ class MovingMNIST:
 
     def batches(self, videos: int, frames: int, seed: int, first: int = 0) -> Iterator[Tensor]:
         """Yield training batches from step `first` on, as `srvp.data.VideoSource` says."""
-        for block in count(first // STEPS_AT_ONCE):
+        on_cpu = self.device.type == "cpu"
+        at_once, rendered = CPU_STEPS_AT_ONCE if on_cpu else GPU_STEPS_AT_ONCE
+        for block in count(first // at_once):
             generator = torch.Generator(self.device).manual_seed(seed * 1_000_003 + block)
-            scenes = self._draw_scenes(STEPS_AT_ONCE * videos, frames, generator)
-            steps = zip(*(part.split(videos) for part in scenes), strict=True)
-            for step, scene in enumerate(steps, start=block * STEPS_AT_ONCE):
-                if step >= first:
-                    yield self._render(*scene)
+            scenes = self._draw_scenes(at_once * videos, frames, generator)
+            parts = zip(*(part.split(rendered * videos) for part in scenes), strict=True)
+            starts = range(block * at_once, (block + 1) * at_once, rendered)
+            for start, part in zip(starts, parts, strict=True):
+                if start + rendered > first:
+                    yield from self._render(*part).split(videos)[max(first - start, 0) :]
 
     def _draw_scenes(
         self, videos: int, frames: int, generator: torch.Generator
