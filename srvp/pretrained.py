@@ -1,7 +1,8 @@
 """Published models: a folder each in `models/`, with a card, whose weights DVC tracks.
 
 A folder holds `README.md`, the card; `model.safetensors` and `training.csv`, from `srvp.publish`;
-and the scores by the full protocol, from `srvp.evaluation`.
+the scores by the full protocol, from `srvp.evaluation`; and in `fvd`, where it has one, the FVD of
+a part of the test set.
 """
 
 from pathlib import Path
@@ -24,7 +25,7 @@ def load_pretrained(name: str, device: str = "cpu") -> tuple[nn.Module, Experime
     """Return a published model, in evaluation mode, and the experiment that made it.
 
     Args:
-        name: of its folder in `models/`, such as `smmnist_cpu`.
+        name: of its folder in `models/`, such as `smmnist_gpu`.
         device: `cpu`, `cuda`, `mps`, or `auto` for an accelerator if there is one.
 
     Raises:

@@ -53,7 +53,7 @@ def test_a_trained_model_keeps_the_path_and_changes_the_digits():
     Measured: distances of 1.7 and 14.9 pixels, a ratio of 0.11, and correlations of 0.98 and 0.22;
     the bounds leave room for another published training, which must separate the two as well.
     """
-    model, _ = load_pretrained("smmnist_cpu")
+    model, _ = load_pretrained("smmnist_gpu")
     folder = ROOT / "data" / "mnist"
     videos = moving_mnist.test_set(folder, frames=25, deterministic=False, videos=64)
     x = torch.from_numpy(videos.sequences[:, :, None]) / 255
