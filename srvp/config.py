@@ -72,7 +72,8 @@ class TrainingConfig:
     minutes: Real | None = None  # then stop with a checkpoint, to go on when called again
     init_from: str | None = None  # model file with the weights to start from
     ema: Real = 0.0  # decay of a moving average of the weights, which is then the model; 0: none
-    compile: Literal["auto", True, False] = False  # by torch.compile; auto: on a GPU
+    # By torch.compile (needs a C++ compiler), on a GPU into one CUDA graph; auto: only there.
+    compile: Literal["auto", True, False] = False
     warmup_steps: Whole = 0  # over which the rate first rises linearly
 
     def __post_init__(self) -> None:

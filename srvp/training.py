@@ -99,11 +99,10 @@ class Run:
         distributed.synchronise_batch_norm(self.model)
         self.loss, self.gradients = self.model.loss, self._gradients
         on_gpu = device.type == "cuda"
+        torch.backends.cudnn.benchmark = on_gpu  # all steps have the same shapes
         if self.config.compile is True or (self.config.compile == "auto" and on_gpu):
             self.loss = torch.compile(self.model.loss)
-        if on_gpu:
-            torch.backends.cudnn.benchmark = True  # all steps have the same shapes
-            if distributed.world_size() == 1:  # messages between processes stay outside of graphs
+            if on_gpu and distributed.world_size() == 1:  # messages stay out of a graph
                 self.gradients = Captured(self._gradients, self.model)
         self.average = copy.deepcopy(self.model) if self.config.ema else None
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.config.lr, fused=True)
