@@ -40,6 +40,7 @@ MODEL_FILE = "model.safetensors"
 CURVES_FILE = "training.csv"
 CHECKPOINT_FILE = "checkpoint.pt"
 LOG_POINTS = 400  # rows of loss terms in the curves of a run, at most
+GPU_VIDEOS_AT_ONCE = 4  # in validation: launching the kernels of one takes longer than they do
 CLOCK_INTERVAL = 10  # steps between two looks at the clock of a run that is bounded by minutes
 Row = dict[str, float]  # of the training curves: the step and what was measured there
 
@@ -176,7 +177,8 @@ class Run:
 
     def validate(self, source: VideoSource) -> Row:
         """Append the validation PSNR to the curves; keep the best weights if they are selected."""
-        value = validation_psnr(self.result, source, self.experiment, self.device)
+        at_once = 1 if self.device.type == "cpu" else GPU_VIDEOS_AT_ONCE
+        value = validation_psnr(self.result, source, self.experiment, self.device, at_once)
         if self.config.select_best and (self.best is None or value > self.best["psnr"]):
             weights = {k: v.cpu().clone() for k, v in self.result.state_dict().items()}
             self.best = {"psnr": value, "weights": weights}
@@ -366,26 +368,32 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
 
 @torch.no_grad()
 def validation_psnr(
-    model: nn.Module, source: VideoSource, experiment: Experiment, device: torch.device
+    model: nn.Module,
+    source: VideoSource,
+    experiment: Experiment,
+    device: torch.device,
+    at_once: int,
 ) -> float:
     """Return the mean PSNR in dB of the best of some samples, over the predicted frames.
 
-    The videos and the noise are the same at every validation of a run.
+    The videos, drawn and predicted `at_once` at a time, and the noise are the same at every
+    validation of a run.
     """
     config, given_frames = experiment.training, experiment.evaluation.conditioning_frames
     generator = torch.Generator(device).manual_seed(config.seed)
     frames, samples = config.validation_frames, config.validation_samples
     scores = torch.zeros(config.validation_videos, device=device)
     model.eval()
-    for i in range(config.validation_videos):
-        x = source.draw(1, frames, generator)
-        noise = model.draw_noise(samples, frames, generator)
+    for i, part in enumerate(scores.split(at_once)):
+        x = source.draw(len(part), frames, generator)
+        noise = model.draw_noise(len(part) * samples, frames, generator)
         if i % distributed.world_size() != distributed.rank():
             continue
         with autocast(config.precision, device):
             given = model.condition(x[:, :given_frames])
             prediction = model.predict(given, frames - given_frames, noise).x.float()
-        scores[i] = psnr(prediction, x[:, given_frames:]).mean(dim=1).max()
+        futures = prediction.unflatten(0, (len(part), samples))
+        part.copy_(psnr(futures, x[:, None, given_frames:]).mean(dim=2).amax(dim=1))
     model.train()
     return distributed.mean(scores).mean().item() * distributed.world_size()
 

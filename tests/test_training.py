@@ -7,13 +7,22 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
 
 from srvp import convolutions, training
-from srvp.training import learning_rate, load_model, pick_device, save_model, train
+from srvp.metrics import psnr
+from srvp.training import (
+    learning_rate,
+    load_model,
+    pick_device,
+    save_model,
+    train,
+    validation_psnr,
+)
 
 
 def with_training(experiment, **changes):
@@ -225,6 +234,26 @@ def test_validation_leaves_training_as_it_was(tiny, blobs):
     assert first == second
     assert torch.equal(run.generator.get_state(), before)
     assert run.model.training
+
+
+@torch.no_grad()
+def test_videos_validated_together_score_as_each_alone(tiny, blobs):
+    """Five videos, four at a time and one by one, with the same draws; float32: 1e-4 dB."""
+    experiment = with_training(tiny, validation_videos=5, validation_samples=3)
+    device = torch.device("cpu")
+    run = training.Run(experiment, device)
+    together = validation_psnr(run.model, blobs.validation, experiment, device, at_once=4)
+    generator = torch.Generator().manual_seed(experiment.training.seed)
+    frames, best = experiment.training.validation_frames, []
+    run.model.eval()
+    for count in (4, 1):
+        videos = blobs.validation.draw(count, frames, generator)
+        noise = run.model.draw_noise(3 * count, frames, generator)
+        for i, x in enumerate(videos.split(1)):
+            own = type(noise)(*(part[3 * i : 3 * i + 3] for part in noise))
+            futures = run.model.predict(run.model.condition(x[:, :5]), frames - 5, own).x
+            best.append(psnr(futures, x[:, 5:]).mean(dim=1).max().item())
+    assert together == pytest.approx(np.mean(best), abs=1e-4)
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="a machine without accelerator")
