@@ -4,10 +4,11 @@
 
 Both take steps on Moving MNIST of their own making, data included, in turns and in one process:
 the authors' step in float32 on a CPU and in their mixed precision on a GPU, ours as
-`training.precision: auto` chooses. The table gives medians over the rounds. The arithmetic of a
-step, counted by PyTorch, over the fastest matrix product or convolution measured between the rounds
-is the time of a step that does nothing else: the share is that time over the time taken. Peak
-memory is that of a process of its own each; on a GPU, of the GPU.
+`training.precision` and `training.compile` choose. The table gives medians over the rounds. The
+arithmetic of a step, counted by PyTorch, over the fastest matrix product or convolution measured
+between the rounds is the time of a step that does nothing else: the share is that time over the
+time taken. Peak memory is that of a process of its own each; on a GPU, what a side takes of its
+memory.
 
 On a CPU the allocator matters to both: set the variables that the Makefile sets. The CPU time
 counts all threads; other work on the machine lengthens it less than the time taken.
@@ -18,7 +19,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +37,7 @@ from srvp.data import MOVING_MNIST, MovingMNIST, mnist
 from srvp.files import repository_root
 from srvp.training import Run, autocast, pick_device
 
+SIDES = ("authors", "ours")
 WARM_UP = 2  # steps before the first round
 Step = Callable[[], None]
 
@@ -93,27 +96,35 @@ def their_step(experiment: Experiment, device: torch.device, workers: int) -> St
     return step
 
 
+def build(
+    side: str, given: argparse.Namespace, experiment: Experiment, device: torch.device
+) -> Step:
+    if side == "ours":
+        return our_step(experiment, device)
+    return their_step(experiment, device, given.workers)
+
+
 # Time.
 
 
 def compare(given: argparse.Namespace) -> None:
     experiment, device = load(given), pick_device(given.device)
-    steps = {
-        "authors": their_step(experiment, device, given.workers),
-        "ours": our_step(experiment, device),
-    }
+    steps, memory = {}, {}
+    for side in SIDES:
+        with gpu_memory(device) as used:
+            steps[side] = build(side, given, experiment, device)
+            for _ in range(WARM_UP):
+                steps[side]()
+        memory[side] = peak_memory(side) if device.type == "cpu" else used["peak"]
     with FlopCounterMode(display=False) as counter:
         steps["authors"]()
-    for step in steps.values():
-        for _ in range(WARM_UP):
-            step()
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     peaks = []
     for _ in range(given.rounds):
         for name, step in steps.items():
             times[name].append(measure(step, given.steps, device))
         peaks.append(measure_peak(experiment, device))
-    report(given, experiment, times, counter.get_total_flops(), max(peaks))
+    report(given, experiment, times, counter.get_total_flops(), max(peaks), memory)
     if given.profile:
         draw_profile({n: profile_step(s, device) for n, s in steps.items()}, device, given.profile)
 
@@ -155,6 +166,7 @@ def report(
     times: dict[str, list[tuple[float, float]]],
     flop: float,
     peak: float,
+    memory: dict[str, float],
 ) -> None:
     config, device = experiment.training, pick_device(given.device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
@@ -170,8 +182,7 @@ def report(
         elapsed, cpu = medians[side] = np.median(rounds, axis=0)
         print(
             f"{side:8} {1e3 * elapsed:7.1f} {1e3 * cpu:8.0f} {config.batch_size / elapsed:13.1f}"
-            f"{flop / peak / elapsed:26.2f} {peak_memory(given, side):17.0f}",
-            flush=True,
+            f"{flop / peak / elapsed:26.2f} {memory[side]:17.0f}"
         )
     ratio, cpu_ratio = medians["ours"] / medians["authors"]
     print(f"\nours / authors: {ratio:.3f} (CPU time {cpu_ratio:.3f}), {given.rounds} rounds")
@@ -180,22 +191,30 @@ def report(
 # Memory.
 
 
-def peak_memory(given: argparse.Namespace, side: str) -> float:
-    """Return the peak in MB of a process that takes steps of one side alone."""
+@contextmanager
+def gpu_memory(device: torch.device) -> Iterator[dict[str, float]]:
+    """Tell by how many MB the memory of a GPU rose in the block, at its highest."""
+    used: dict[str, float] = {}
+    if device.type != "cuda":
+        yield used
+        return
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    yield used
+    used["peak"] = (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def peak_memory(side: str) -> float:
+    """Return the peak in MB of a process that takes steps of one side alone, on a CPU."""
     command = [sys.executable, __file__, *sys.argv[1:], "--peak", side]
     return float(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
 
 
 def print_peak(given: argparse.Namespace) -> None:
-    experiment, device = load(given), pick_device(given.device)
-    ours = given.peak == "ours"
-    step = our_step(experiment, device) if ours else their_step(experiment, device, given.workers)
+    step = build(given.peak, given, load(given), pick_device(given.device))
     for _ in range(WARM_UP):
         step()
-    if device.type == "cuda":
-        print(torch.cuda.max_memory_allocated() / 1e6)
-    else:
-        print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1e3)
+    print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1e3)
 
 
 # Profile.
@@ -264,7 +283,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="of their data loader; none on a CPU, else 4")
     parser.add_argument("--steps", type=int, help="a round; by default 1 on a CPU, else 20")
     parser.add_argument("--profile", type=Path, help="PNG file: where the time goes")
-    parser.add_argument("--peak", choices=["authors", "ours"], help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=SIDES, help=argparse.SUPPRESS)
     given = parser.parse_args()
     on_cpu = pick_device(given.device).type == "cpu"
     defaults = (
