@@ -1,8 +1,7 @@
 """Published models: a folder each in `models/`, with a card, whose weights DVC tracks.
 
 A folder holds `README.md`, the card; `model.safetensors` and `training.csv`, from `srvp.publish`;
-the scores by the full protocol, from `srvp.evaluation`; and in `fvd`, where it has one, the FVD of
-a part of the test set.
+and the scores by the full protocol, from `srvp.evaluation`.
 """
 
 from pathlib import Path
