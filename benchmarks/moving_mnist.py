@@ -13,7 +13,7 @@ import torch
 from train_step import Step, arguments, load, measure, our_step
 
 from srvp.data import MOVING_MNIST, MovingMNIST, mnist
-from srvp.data.moving_mnist import CPU_STEPS_AT_ONCE, GPU_STEPS_AT_ONCE
+from srvp.data.moving_mnist import steps_at_once
 from srvp.files import repository_root
 from srvp.training import pick_device
 
@@ -40,7 +40,7 @@ def main() -> None:
     }
     for side in sides.values():
         side()
-    at_once = (CPU_STEPS_AT_ONCE if device.type == "cpu" else GPU_STEPS_AT_ONCE)[0]
+    at_once, _ = steps_at_once(device)
     counts = {"authors": 16, "ours": at_once, "our step": 3 if device.type == "cpu" else at_once}
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(given.rounds):

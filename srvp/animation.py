@@ -41,7 +41,11 @@ def pages(
 
 def save(pages: Sequence[np.ndarray], run: Path, name: str) -> None:
     """Write `run/figures/NAME.gif` and `run/print/NAME.mp4` (H.264), the same bytes every time."""
-    first, *others = [Image.fromarray(page) for page in pages]
+    # One palette for all pages and no dithering: what stands still in the video does so here.
+    shared = Image.fromarray(np.concatenate(pages)).quantize(256, dither=Image.Dither.NONE)
+    first, *others = [
+        Image.fromarray(page).quantize(palette=shared, dither=Image.Dither.NONE) for page in pages
+    ]
     with atomic_write(run / "figures" / f"{name}.gif") as temporary:
         first.save(
             temporary,
@@ -50,6 +54,7 @@ def save(pages: Sequence[np.ndarray], run: Path, name: str) -> None:
             append_images=others,
             duration=1000 // RATE,
             loop=0,
+            disposal=1,
         )
     with atomic_write(run / "print" / f"{name}.mp4") as temporary:
         _write_mp4(pages, temporary)

@@ -1,8 +1,10 @@
 import os
 import subprocess
 import sys
+from io import BytesIO
 
 import av
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -109,6 +111,22 @@ def test_animation_has_a_page_per_frame_with_green_then_red_borders(examples, tm
         border = (animation.HEADER + 5, 5)
         assert np.abs(page[border].astype(int) - expected).max() < 16  # a GIF has 256 colours
         assert np.abs(frame[border].astype(int) - expected).max() < 48  # colour at half resolution
+
+
+def test_plots_are_stored_in_a_palette_and_photographs_are_not(tmp_path):
+    rng = np.random.default_rng(0)
+    plot, photograph = plt.subplots()[0], plt.figure()
+    plot.axes[0].plot(rng.random((20, 3)))
+    photograph.add_axes((0, 0, 1, 1)).imshow(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    for figure, mode in ((plot, "P"), (photograph, "RGB")):
+        plt.close(figure)
+        figures.save(figure, tmp_path, mode)
+        with Image.open(tmp_path / "figures" / f"{mode}.png") as stored:
+            assert stored.mode == mode
+            drawn = BytesIO()
+            figure.savefig(drawn, format="png")
+            difference = np.asarray(stored.convert("RGB"), int) - Image.open(drawn).convert("RGB")
+            assert np.abs(difference).mean() < 1
 
 
 def test_frames_become_bytes():

@@ -193,7 +193,7 @@ def test_batches_depend_on_their_number_alone_and_differ():
     """Also across the border of the batches whose paths are drawn together."""
     digits, _ = mnist.load(MNIST, "test")
     source = MovingMNIST(torch.from_numpy(digits.copy()), deterministic=False)
-    border = moving_mnist.CPU_STEPS_AT_ONCE[0]
+    border = moving_mnist.steps_at_once(torch.device("cpu"))[0]
     drawn = list(islice(source.batches(2, 3, seed=5), border - 2, border + 2))
     again = list(islice(source.batches(2, 3, seed=5, first=border - 2), 4))
     assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))

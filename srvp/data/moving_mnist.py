@@ -25,10 +25,6 @@ DIGITS = 2  # per video
 MAX_SPEED = 4  # pixels per frame, on each axis; zero is allowed
 TOLERANCE = 1e-8  # pixels outside the box that do not yet count as a bounce
 DIGIT_SIZE = 28
-# Training batches whose paths are drawn together, and of these rendered together: a GPU launches
-# every kernel apart, whatever its size.
-CPU_STEPS_AT_ONCE = 64, 1
-GPU_STEPS_AT_ONCE = 256, 8
 LIMIT = SIZE - DIGIT_SIZE  # largest row or column of a digit's upper left corner
 
 
@@ -178,6 +174,14 @@ def _render(shapes: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return sequences
 
 
+def steps_at_once(device: torch.device) -> tuple[int, int]:
+    """Return how many training batches have their paths drawn together, and how many their frames.
+
+    A GPU launches every kernel apart, whatever its size.
+    """
+    return (64, 1) if device.type == "cpu" else (256, 8)
+
+
 class MovingMNIST:
     """Endless training videos, drawn as tensors on the device that holds the digits.
 
@@ -210,8 +214,7 @@ class MovingMNIST:
 
     def batches(self, videos: int, frames: int, seed: int, first: int = 0) -> Iterator[Tensor]:
         """Yield training batches from step `first` on, as `srvp.data.VideoSource` says."""
-        on_cpu = self.device.type == "cpu"
-        at_once, rendered = CPU_STEPS_AT_ONCE if on_cpu else GPU_STEPS_AT_ONCE
+        at_once, rendered = steps_at_once(self.device)
         for block in count(first // at_once):
             generator = torch.Generator(self.device).manual_seed(seed * 1_000_003 + block)
             scenes = self._draw_scenes(at_once * videos, frames, generator)
