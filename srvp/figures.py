@@ -49,7 +49,7 @@ STYLE = {
     "grid.alpha": 0.3,
     "legend.frameon": False,
     "savefig.bbox": "tight",
-    "savefig.dpi": 200,
+    "savefig.dpi": 160,
 }
 
 
@@ -72,7 +72,7 @@ def save(figure: Figure, run: Path, name: str) -> None:
 
 
 def to_palette(picture: Image.Image) -> Image.Image:
-    """Return a picture in 256 colours of its own, a third of the bytes, or itself if that shows.
+    """Return a picture in 256 colours of its own, half the bytes, or itself if that shows.
 
     It hardly does on plots and grey frames; photographs would have steps in their shades.
     """

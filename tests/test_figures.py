@@ -110,6 +110,7 @@ def test_animation_has_a_page_per_frame_with_green_then_red_borders(examples, tm
         expected = ImageColor.getrgb(figures.GIVEN if t < 3 else figures.PREDICTED)
         border = (animation.HEADER + 5, 5)
         assert np.abs(page[border].astype(int) - expected).max() < 16  # a GIF has 256 colours
+        assert page[1, 1].tolist() == [255, 255, 255]
         assert np.abs(frame[border].astype(int) - expected).max() < 48  # colour at half resolution
 
 
