@@ -1,7 +1,8 @@
 """Published models: a folder each in `models/`, with a card, whose weights DVC tracks.
 
 A folder holds `README.md`, the card; `model.safetensors` and `training.csv`, from `srvp.publish`;
-and the scores by the full protocol, from `srvp.evaluation`.
+and the scores by the full protocol, from `srvp.evaluation`. What has been scored on fewer clips
+lies in a folder below.
 """
 
 from pathlib import Path
@@ -18,6 +19,12 @@ CARD_FILE = "README.md"
 def published_folders() -> list[Path]:
     """Return the folders of all published models: those in `models/` that have a card."""
     return sorted(card.parent for card in (repository_root() / "models").glob(f"*/{CARD_FILE}"))
+
+
+def published_results() -> list[Path]:
+    """Return the folders with scores of published models, those on fewer clips after the others."""
+    scored = [path for folder in published_folders() for path in folder.rglob("metrics.json")]
+    return sorted((path.parent for path in scored), key=lambda folder: (len(folder.parts), folder))
 
 
 def load_pretrained(name: str, device: str = "cpu") -> tuple[nn.Module, Experiment]:

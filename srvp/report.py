@@ -16,7 +16,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from srvp.baselines.trivial import TRIVIAL
-from srvp.files import atomic_write
+from srvp.files import atomic_write, repository_root
 from srvp.results import LABELS, LOWER_IS_BETTER
 
 DATASETS = {  # as published numbers call them
@@ -81,6 +81,8 @@ def _our_rows(folder: Path) -> pd.DataFrame:
     protocol = _read(folder / "protocol.json")
     data, evaluation, source = (protocol[key] for key in ("data", "evaluation", "source"))
     given, total = evaluation["conditioning_frames"], data["test_frames"]
+    root = repository_root()
+    place = folder.relative_to(root) if folder.is_relative_to(root) else folder
     rows = []
     for predictor, values in _read(folder / "metrics.json").items():
         samples = 1 if predictor in TRIVIAL else evaluation["samples"]
@@ -93,7 +95,7 @@ def _our_rows(folder: Path) -> pd.DataFrame:
                 "setting": f"{given}->{total}, {counts} videos",
                 **values,
                 "videos": data["test_videos"],
-                "folder": f"{folder.parent.name}/{folder.name}",
+                "folder": place.as_posix(),
                 "note": protocol["protocol"],
                 "source": f"srvp {protocol['srvp']}, {source['file']} {source['sha256'][:8]}",
             }

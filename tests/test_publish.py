@@ -9,7 +9,7 @@ import torch
 import yaml
 from conftest import ROOT, generator
 
-from srvp import evaluation, load_pretrained
+from srvp import evaluation, load_pretrained, pretrained
 from srvp.config import load_experiment
 from srvp.data import __main__ as prepare
 from srvp.files import sha256
@@ -108,3 +108,14 @@ def test_a_published_model_loads_by_name_with_the_settings_of_params_yaml(name):
 def test_an_unknown_name_is_told_from_the_published_ones():
     with pytest.raises(ValueError, match="no published model is called 'nothing': there are"):
         load_pretrained("nothing")
+
+
+def test_scores_on_fewer_clips_come_after_those_of_all_models(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "repository_root", lambda: tmp_path)
+    cards, scores = ["a", "b"], ["a/few", "b", "a", "without_a_card"]
+    for file in [f"{name}/README.md" for name in cards] + [f"{f}/metrics.json" for f in scores]:
+        path = tmp_path / "models" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = [p.relative_to(tmp_path).as_posix() for p in pretrained.published_results()]
+    assert found == ["models/a", "models/b", "models/a/few"]

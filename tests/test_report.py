@@ -53,7 +53,7 @@ def test_our_rows_tell_their_numbers_protocol_and_run(runs):
     assert ours.loc["second", "fvd"] == 305.0
     assert ours.loc["first", "setting"] == "5->25, best of 2, 2 videos"
     assert ours.loc["black frame", "setting"] == "5->25, 1 sample, 2 videos"
-    assert ours.loc["second", "folder"] == f"{runs.name}/second"
+    assert ours.loc["second", "folder"] == str(runs / "second")
     assert ours.loc["second", "videos"] == 2
     assert digest(runs / "second" / "model.safetensors")[:8] in ours.loc["second", "source"]
     assert "best of 4 samples" in ours.loc["second", "note"]
