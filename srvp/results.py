@@ -219,9 +219,11 @@ def describe(experiment: Experiment) -> str:
         repeats = min(config.samples, FVD_REPEATS)
         text += (
             f" FVD: one random sample per video, given frames included, 8-bit frames, "
-            f"{experiment.data.test_videos} videos of {frames} frames on each side; mean over "
-            f"{repeats} such samples and its 95 % interval (Student's t)."
+            f"{experiment.data.test_videos} videos of {frames} frames on each side"
         )
+        if repeats > 1:  # one is a value without an interval
+            text += f"; mean over {repeats} such samples and its 95 % interval (Student's t)"
+        text += "."
     return text
 
 

@@ -27,6 +27,7 @@ from srvp.perceptual import FVD, frechet_distance, load_lpips
 from srvp.results import (
     Scores,
     code_version,
+    describe,
     digest,
     metrics_table,
     summarise,
@@ -356,6 +357,13 @@ def test_fvd_alone_is_written(setup, tmp_path, monkeypatch):
     metrics = json.loads((tmp_path / "metrics.json").read_text())["a"]
     assert metrics == {"fvd": 4.0, "fvd_ci95": 12.706, "fvd_videos": 5, "fvd_frames": 11}
     assert pd.read_csv(tmp_path / "videos.csv").empty
+
+
+def test_the_protocol_tells_of_an_interval_of_fvd_where_there_is_one(setup):
+    _, experiment, _ = setup
+    one, seven = (describe(changed(experiment, metrics=("fvd",), samples=n)) for n in (1, 7))
+    assert "mean over 5 such samples and its 95 % interval" in seven
+    assert one.endswith("5 videos of 11 frames on each side.")
 
 
 def test_every_number_is_saved_with_what_made_it(setup, tmp_path):
