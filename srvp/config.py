@@ -97,6 +97,7 @@ class EvaluationConfig:
     frames_at_once: Count  # predicted frames at a time: lower it if memory is short
     seed: Whole
     metrics: tuple[Literal["psnr", "ssim", "lpips", "fvd"], ...] = ("psnr", "ssim", "lpips", "fvd")
+    fvd_precision: Literal["float32", "bfloat16"] = "float32"  # of I3D
 
 
 @dataclass(frozen=True)

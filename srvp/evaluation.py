@@ -190,7 +190,9 @@ def _score_batches(
 ) -> None:
     """Write the files of those batches that have none."""
     todo = {path: chosen for path, chosen in batches.items() if not path.exists()}
-    networks = load_networks(config.metrics if todo else [], device)
+    if not todo:
+        return
+    networks = load_networks(config, device)
     with _progress(batches, disable=not progress) as bar:
         for path, chosen in todo.items():
             # A call, so that nothing is left of a batch when the next one begins.
@@ -398,6 +400,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="default runs/EXPERIMENT/model.safetensors")
     parser.add_argument("--videos", type=int, help="the first test clips alone; default all")
     parser.add_argument("--metrics", nargs="+", choices=list(LABELS), help="default the protocol's")
+    parser.add_argument(
+        "--fvd-precision", choices=("float32", "bfloat16"), help="default the protocol's"
+    )
     parser.add_argument("--prepared", type=Path, help="prepared set; default prepared/EXPERIMENT")
     parser.add_argument("--out", type=Path, help="folder for the results; default runs/EXPERIMENT")
     given, root = parser.parse_args(), repository_root()
@@ -407,13 +412,17 @@ def main() -> None:
         protocol = load_experiment(root / "params.yaml", given.experiment)
         model, trained = load_model(path, protocol.training.device)
         data = replace(protocol.data, test_videos=given.videos or protocol.data.test_videos)
-        metrics = tuple(given.metrics or protocol.evaluation.metrics)
+        evaluation = replace(
+            protocol.evaluation,
+            metrics=tuple(given.metrics or protocol.evaluation.metrics),
+            fvd_precision=given.fvd_precision or protocol.evaluation.fvd_precision,
+        )
         settings = replace(
             protocol,
             name=trained.name,
             model=trained.model,
             data=data,
-            evaluation=replace(protocol.evaluation, metrics=metrics),
+            evaluation=evaluation,
         )
         videos = open_test(data, given.prepared or root / "prepared" / given.experiment)
         scores = evaluate_experiment(model, settings, videos, out)

@@ -223,6 +223,8 @@ def describe(experiment: Experiment) -> str:
         )
         if repeats > 1:  # one is a value without an interval
             text += f"; mean over {repeats} such samples and its 95 % interval (Student's t)"
+        if config.fvd_precision != "float32":
+            text += f"; I3D in {config.fvd_precision}"
         text += "."
     return text
 

@@ -6,7 +6,7 @@ the moments of SSIM, the features of LPIPS, the embeddings of FVD.
 Shapes: B videos, S samples of each (s at a time), T frames, of which F are predicted.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -26,12 +26,12 @@ class Networks(NamedTuple):
     i3d: I3D | None
 
 
-def load_networks(metrics: Sequence[str], device: torch.device) -> Networks:
+def load_networks(config: EvaluationConfig, device: torch.device) -> Networks:
     """Load what the metrics need, from where `fetch_weights` put it."""
-    folder = weights_folder()
+    folder, precision = weights_folder(), getattr(torch, config.fvd_precision)
     return Networks(
-        lpips=load_lpips(folder, device) if "lpips" in metrics else None,
-        i3d=load_i3d(folder, device) if "fvd" in metrics else None,
+        lpips=load_lpips(folder, device) if "lpips" in config.metrics else None,
+        i3d=load_i3d(folder, device, precision) if "fvd" in config.metrics else None,
     )
 
 
@@ -83,6 +83,8 @@ class Batch:
             for metric, compare in self.compare.items():
                 self.scores[metric][:, first:scored] = compare(chunk)
             del chunk  # before the next is sampled
+            if not self.compare and scored >= FVD_REPEATS:
+                break  # FVD needs no more
         result = {}
         for metric, scores in self.scores.items():
             scores = scores[:, :scored]

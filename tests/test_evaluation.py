@@ -154,14 +154,22 @@ def test_fvd_step_by_step(setup, tmp_path, monkeypatch):
         return clips.flatten(1)[:, 50 :: 11 * 64 * 64 // 400].double()
 
     monkeypatch.setattr(scoring, "fvd_embeddings", pixels)
-    experiment = changed(experiment, metrics=("fvd",), samples=7, frames_at_once=24)
-    predictor = sampler(model, experiment, 1)
+    experiment = changed(experiment, metrics=("fvd",), samples=40, frames_at_once=24)
+    predictor, sampled = sampler(model, experiment, 1), []
+
+    def counted(given, chosen):
+        for chunk in predictor(given, chosen):
+            sampled.extend(chunk.unbind(1))
+            yield chunk
+
     with pytest.warns(UserWarning, match="FVD of 5 videos, fewer than 400"):
-        scores = evaluate({"ours": predictor}, videos, experiment.evaluation, CPU, tmp_path)["ours"]
+        scores = evaluate({"ours": counted}, videos, experiment.evaluation, CPU, tmp_path)["ours"]
     clips = torch.from_numpy(videos.test_clips(range(5)))
     given = clips[:, :5]
     samples = torch.cat(list(predictor(given.float() / 255, list(range(5)))), dim=1)
-    assert len(scores.fvd) == 5  # of seven samples, the first five
+    assert len(scores.fvd) == 5  # of 40 samples, the first five
+    # Two chunks of batches of two videos, two of the last: no more, as nothing else is measured.
+    assert len(sampled) == 6 + 6 + 8
     for sample, fvd in zip(samples.unbind(1), scores.fvd, strict=False):
         generated = torch.cat([given, (sample * 255).floor().byte()], dim=1)
         # 1e-4: rounding of frames moves a pixel in thousands to the next of 256 levels.
