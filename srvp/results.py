@@ -209,24 +209,25 @@ def protocol(experiment: Experiment, source: Path) -> dict:
 
 def describe(experiment: Experiment) -> str:
     """Return the protocol in words."""
-    config, frames = experiment.evaluation, experiment.data.test_frames
-    text = (
-        f"{config.conditioning_frames} frames given, {experiment.predicted_frames} predicted; per "
-        f"video and metric the best of {config.samples} samples by the mean over predicted frames; "
-        f"mean over {experiment.data.test_videos} videos and 1.96 standard errors."
-    )
+    config, data = experiment.evaluation, experiment.data
+    parts = [f"{config.conditioning_frames} frames given, {experiment.predicted_frames} predicted"]
+    if set(config.metrics) - {"fvd"}:
+        best = f"the best of {config.samples} samples" if config.samples > 1 else "one sample"
+        parts.append(
+            f"per video and metric {best} by the mean over predicted frames; mean over "
+            f"{data.test_videos} videos and 1.96 standard errors"
+        )
     if "fvd" in config.metrics:
         repeats = min(config.samples, FVD_REPEATS)
-        text += (
-            f" FVD: one random sample per video, given frames included, 8-bit frames, "
-            f"{experiment.data.test_videos} videos of {frames} frames on each side"
+        parts.append(
+            f"FVD of one random sample per video, given frames included, 8-bit frames, "
+            f"{data.test_videos} videos of {data.test_frames} frames on each side"
         )
         if repeats > 1:  # one is a value without an interval
-            text += f"; mean over {repeats} such samples and its 95 % interval (Student's t)"
+            parts.append(f"mean over {repeats} such samples and its 95 % interval (Student's t)")
         if config.fvd_precision != "float32":
-            text += f"; I3D in {config.fvd_precision}"
-        text += "."
-    return text
+            parts.append(f"I3D in {config.fvd_precision}")
+    return "; ".join(parts) + "."
 
 
 def weights_folder() -> Path:

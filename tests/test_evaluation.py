@@ -371,7 +371,22 @@ def test_the_protocol_tells_of_an_interval_of_fvd_where_there_is_one(setup):
     _, experiment, _ = setup
     one, seven = (describe(changed(experiment, metrics=("fvd",), samples=n)) for n in (1, 7))
     assert "mean over 5 such samples and its 95 % interval" in seven
-    assert one.endswith("5 videos of 11 frames on each side.")
+    assert one == (
+        "5 frames given, 6 predicted; FVD of one random sample per video, given frames included, "
+        "8-bit frames, 5 videos of 11 frames on each side."
+    )
+
+
+def test_the_protocol_tells_of_what_was_measured_alone(setup):
+    _, experiment, _ = setup
+    frames = describe(changed(experiment, metrics=("psnr",), samples=7))
+    assert frames == (
+        "5 frames given, 6 predicted; per video and metric the best of 7 samples by the mean over "
+        "predicted frames; mean over 5 videos and 1.96 standard errors."
+    )
+    assert "; I3D in bfloat16." in describe(
+        changed(experiment, metrics=("psnr", "fvd"), fvd_precision="bfloat16")
+    )
 
 
 def test_every_number_is_saved_with_what_made_it(setup, tmp_path):
