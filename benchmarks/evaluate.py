@@ -2,10 +2,12 @@
 
     python benchmarks/evaluate.py speed AUTHORS    # path of a checkout of the authors' code
     python benchmarks/evaluate.py memory           # --experiment tiny is a minute or two
+    python benchmarks/evaluate.py fvd              # half an hour on a core; --videos 8 is minutes
 
 `speed` samples and scores (PSNR, SSIM) futures of the same Moving MNIST videos with one full-size
 model, in turns: by the authors' model and metrics, called as their test program does, and by ours.
 `memory` measures peak memory for few and many videos and samples, each in a process of its own.
+`fvd` embeds the same videos by I3D in either precision, in turns, and compares the FVD.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +33,8 @@ from srvp.data.prepared import PreparedVideos
 from srvp.data.staging import Fold, Video, write_prepared
 from srvp.evaluation import evaluate, evaluate_experiment, sampler
 from srvp.files import repository_root
+from srvp.perceptual import fetch_weights, fvd, fvd_embeddings, load_i3d
+from srvp.results import weights_folder
 from srvp.training import build_model, load_model, save_model
 
 Scored = dict[str, np.ndarray]  # metric: best score of every video
@@ -201,6 +206,33 @@ def measure_peak(given: argparse.Namespace) -> None:
     print(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e3)
 
 
+# FVD.
+
+
+def compare_precisions(given: argparse.Namespace) -> None:
+    """Compare the FVD of softened videos to others, and the time I3D takes for a video."""
+    torch.set_num_threads(given.threads)
+    fetch_weights(weights_folder())
+    real, others = make_videos(2 * given.videos, given.frames).chunk(2)
+    softened = nn.functional.avg_pool2d(others.flatten(0, 1).float(), 3, 1, 1).byte()
+    sets = {"real": real, "generated": softened.unflatten(0, others.shape[:2])}
+    precisions = ("float32", "bfloat16")
+    networks = [load_i3d(weights_folder(), precision=getattr(torch, p)) for p in precisions]
+    embeddings: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
+    times: dict[str, list[float]] = defaultdict(list)
+    for first in range(0, given.videos, 2):
+        for name, videos in sets.items():
+            for precision, i3d in zip(precisions, networks, strict=True):
+                start = time.perf_counter()
+                embeddings[precision, name].append(fvd_embeddings(i3d, videos[first : first + 2]))
+                times[precision].append((time.perf_counter() - start) / 2)
+    print(f"{given.videos} videos of {given.frames} frames a side, {given.threads} thread(s)")
+    for precision in precisions:
+        generated, truth = (torch.cat(embeddings[precision, n]) for n in ("generated", "real"))
+        distance = fvd(generated, truth, given.frames).value
+        print(f"{precision:10} {np.median(times[precision]):6.2f} s a video, FVD {distance:.3f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True)
@@ -216,6 +248,11 @@ def main() -> None:
     memory.add_argument("--experiment", default="smmnist", help="whose model to take")
     memory.add_argument("--frames-at-once", type=int, default=160)
     memory.set_defaults(run=compare_memory)
+    precision = commands.add_parser("fvd", help="of I3D in float32 and in bfloat16")
+    precision.add_argument("--videos", type=int, default=400)
+    precision.add_argument("--frames", type=int, default=25)
+    precision.add_argument("--threads", type=int, default=1)
+    precision.set_defaults(run=compare_precisions)
     peak = commands.add_parser("peak", help="one measurement of `memory`")
     peak.add_argument("folder", type=Path)
     for name in ("videos", "samples", "frames_at_once"):

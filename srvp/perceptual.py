@@ -18,6 +18,7 @@ float32, without gradients, in chunks that bound memory whatever the number of v
 """
 
 import ast
+import functools
 import hashlib
 import io
 import math
@@ -458,16 +459,21 @@ class _MaxPool(nn.Module):
 
 
 def _max_along(x: Tensor, axis: int, size: int, step: int) -> Tensor:
-    """Return the maximum over every `step`-th window of `size` elements along an axis."""
+    """Return the maximum over every `step`-th window of `size` elements along an axis.
+
+    The first and last windows reach over the ends of x, the odd element over the last one.
+    """
     x = x.movedim(axis, 0)
-    maximum = x[::step].clone()
-    before = max((len(maximum) - 1) * step + size - len(x), 0) // 2  # the odd element comes after
-    for offset in range(-before, size - before):
-        first = math.ceil(max(-offset, 0) / step)  # windows before would begin outside
-        inside = x[first * step + offset :: step][: len(maximum) - first]
-        covered = maximum[first : first + len(inside)]
-        torch.maximum(covered, inside, out=covered)
-    return maximum.movedim(0, axis)
+    maxima = torch.empty_like(x[::step])
+    before = max((len(maxima) - 1) * step + size - len(x), 0) // 2
+    first = math.ceil(before / step)  # of the windows that lie in x
+    last = max(first, (len(x) + before - size) // step + 1)
+    inside = [x[first * step - before + i :: step][: last - first] for i in range(size)]
+    functools.reduce(lambda a, b: torch.maximum(a, b, out=maxima[first:last]), inside)
+    for window in (*range(first), *range(last, len(maxima))):
+        start = window * step - before
+        maxima[window] = x[max(start, 0) : start + size].amax(0)
+    return maxima.movedim(0, axis)
 
 
 class _Mixed(nn.Module):
