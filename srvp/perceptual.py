@@ -5,8 +5,9 @@ LPIPS (Zhang et al., 2018) compares two frames by the features of an image class
 embeddings, the logits of a video classifier (I3D, Carreira and Zisserman, 2017).
 
 `fetch_weights` downloads the two networks once; everything else works offline. Videos are
-(batch, time, channel, height, width) with 1 or 3 channels, in [0, 1]. Both metrics run in full
-float32, without gradients, in chunks that bound memory whatever the number of videos.
+(batch, time, channel, height, width) with 1 or 3 channels, in [0, 1]. Both metrics run
+without gradients, in full float32 unless I3D is loaded in bfloat16, in chunks that bound memory
+whatever the number of videos.
 
     fetch_weights(folder)
     lpips = load_lpips(folder)
@@ -18,7 +19,6 @@ float32, without gradients, in chunks that bound memory whatever the number of v
 """
 
 import ast
-import functools
 import hashlib
 import io
 import math
@@ -418,14 +418,14 @@ class _Unit(nn.Conv3d):
         return F.relu(super().forward(x), inplace=True)
 
 
-class _Stem(_Unit):
+class _Stem(nn.Conv3d):
     """The first unit, 7x7x7 with stride 2, as 4x4x4 with stride 1 of blocks of 2x2x2 pixels.
 
     CPUs compute that faster. `load_i3d` turns the original's kernel into one of blocks.
     """
 
     def __init__(self, colours: int, outputs: int) -> None:
-        super().__init__(8 * colours, outputs, kernel=4)
+        super().__init__(8 * colours, outputs, kernel_size=4)
 
     def forward(self, x: Tensor) -> Tensor:
         # As TensorFlow's `SAME`, which puts the odd zero after: symmetric padding would move logits
@@ -444,36 +444,13 @@ def _blocks(x: Tensor) -> Tensor:
     return x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
 
 
-class _MaxPool(nn.Module):
-    """Max pooling, padded as TensorFlow's `SAME`."""
-
-    def __init__(self, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.kernel, self.stride = kernel, stride
+class _MaxPool(nn.MaxPool3d):
+    """Max pooling, padded as TensorFlow's `SAME`: the odd element comes after."""
 
     def forward(self, x: Tensor) -> Tensor:
-        # Axis by axis, smallest result first: on a CPU, PyTorch's own takes ten times as long.
-        for axis, size, step in zip((4, 3, 2), self.kernel[::-1], self.stride[::-1], strict=True):
-            x = _max_along(x, axis, size, step) if size > 1 else x
-        return x
-
-
-def _max_along(x: Tensor, axis: int, size: int, step: int) -> Tensor:
-    """Return the maximum over every `step`-th window of `size` elements along an axis.
-
-    The first and last windows reach over the ends of x, the odd element over the last one.
-    """
-    x = x.movedim(axis, 0)
-    maxima = torch.empty_like(x[::step])
-    before = max((len(maxima) - 1) * step + size - len(x), 0) // 2
-    first = math.ceil(before / step)  # of the windows that lie in x
-    last = max(first, (len(x) + before - size) // step + 1)
-    inside = [x[first * step - before + i :: step][: last - first] for i in range(size)]
-    functools.reduce(lambda a, b: torch.maximum(a, b, out=maxima[first:last]), inside)
-    for window in (*range(first), *range(last, len(maxima))):
-        start = window * step - before
-        maxima[window] = x[max(start, 0) : start + size].amax(0)
-    return maxima.movedim(0, axis)
+        sizes = zip(x.shape[2:], self.kernel_size, self.stride, strict=True)
+        before = [max((math.ceil(n / s) - 1) * s + k - n, 0) // 2 for n, k, s in sizes]
+        return F.max_pool3d(x, self.kernel_size, self.stride, before, ceil_mode=True)
 
 
 class _Mixed(nn.Module):
@@ -548,8 +525,8 @@ def load_i3d(
 ) -> I3D:
     """Return I3D with the weights that `fetch_weights` put into `folder`.
 
-    `precision` is that of all layers but the logits. On a CPU that multiplies bfloat16, it makes
-    I3D five times as fast, and FVD differs by less than TF32 makes it differ: see `benchmarks`.
+    `precision` is that of all layers but the logits. Where a CPU multiplies bfloat16, that is
+    several times as fast and moves FVD by up to 1 % (`benchmarks/README.md`).
     """
     weights = _fold_batch_norms(load_file(_existing_weights(folder, I3D_WEIGHTS)))
     stem = "Conv3d_1a_7x7.weight"
