@@ -2,7 +2,7 @@
 
     python benchmarks/evaluate.py speed AUTHORS    # path of a checkout of the authors' code
     python benchmarks/evaluate.py memory           # --experiment tiny is a minute or two
-    python benchmarks/evaluate.py fvd              # a quarter of an hour on a core; --videos 8: seconds
+    python benchmarks/evaluate.py fvd              # 15 minutes on a core; --videos 8 is seconds
 
 `speed` samples and scores (PSNR, SSIM) futures of the same Moving MNIST videos with one full-size
 model, in turns: by the authors' model and metrics, called as their test program does, and by ours.
