@@ -16,6 +16,7 @@ import yaml
 Count = Annotated[int, 1]  # a whole number, at least 1
 Whole = Annotated[int, 0]  # a whole number, at least 0
 Real = Annotated[float, 0.0]  # a number, at least 0
+Precision = Literal["float32", "bfloat16"]
 
 
 class ConfigError(ValueError):
@@ -97,7 +98,7 @@ class EvaluationConfig:
     frames_at_once: Count  # predicted frames at a time: lower it if memory is short
     seed: Whole
     metrics: tuple[Literal["psnr", "ssim", "lpips", "fvd"], ...] = ("psnr", "ssim", "lpips", "fvd")
-    fvd_precision: Literal["float32", "bfloat16"] = "float32"  # of I3D
+    fvd_precision: Precision = "float32"  # of I3D
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ score is the mean over frames. Per video, and separately per metric, the best sa
 Reported are the mean over videos and its 95 % interval, 1.96 standard deviations / sqrt(videos)
 (the authors' protocol). FVD compares one random sample per video, its given frames included and
 all frames rounded down to 8 bits, with the true videos; its mean and interval are over the first
-five samples.
+five samples, or, of a predictor that has one sample alone, its interval over the videos.
 
 Every batch of videos that is finished is a file, so that an evaluation that was killed goes on
 where it was, and several devices can share the work.
@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from srvp import __version__
 from srvp.baselines.trivial import TRIVIAL
-from srvp.config import EvaluationConfig, Experiment, load_experiment
+from srvp.config import EvaluationConfig, Experiment, Precision, load_experiment
 from srvp.data import open_test
 from srvp.data.prepared import PreparedVideos
 from srvp.files import atomic_write, repository_root
@@ -237,7 +237,8 @@ def _scores(
     repetitions: tuple = ()
     if "fvd" in config.metrics:
         generated = arrays[f"{name}/embeddings"].swapaxes(0, 1)
-        repetitions = tuple(fvd(sample, arrays["real"], frames) for sample in generated)
+        real, single = arrays["real"], len(generated) == 1
+        repetitions = tuple(fvd(sample, real, frames, interval=single) for sample in generated)
     return Scores(
         samples={metric: arrays[f"{name}/samples/{metric}"] for metric in of_frames},
         curves={metric: arrays[f"{name}/curves/{metric}"] for metric in of_frames},
@@ -400,9 +401,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="default runs/EXPERIMENT/model.safetensors")
     parser.add_argument("--videos", type=int, help="the first test clips alone; default all")
     parser.add_argument("--metrics", nargs="+", choices=list(LABELS), help="default the protocol's")
-    parser.add_argument(
-        "--fvd-precision", choices=("float32", "bfloat16"), help="default the protocol's"
-    )
+    precisions = get_args(Precision)
+    parser.add_argument("--fvd-precision", choices=precisions, help="default the protocol's")
     parser.add_argument("--prepared", type=Path, help="prepared set; default prepared/EXPERIMENT")
     parser.add_argument("--out", type=Path, help="folder for the results; default runs/EXPERIMENT")
     given, root = parser.parse_args(), repository_root()

@@ -16,7 +16,7 @@ import pandas as pd
 from srvp import __version__
 from srvp.config import Experiment, to_entry
 from srvp.files import atomic_write, repository_root, sha256, write_json
-from srvp.perceptual import FVD, weights_provenance
+from srvp.perceptual import FVD, JACKKNIFE_GROUPS, weights_provenance
 
 LABELS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "fvd": "FVD"}
 LOWER_IS_BETTER = {"lpips", "fvd"}
@@ -29,7 +29,7 @@ class Summary(NamedTuple):
     """A metric over the test set."""
 
     mean: float
-    ci95: float  # half width of the 95 % interval; NaN for a single FVD
+    ci95: float  # half width of the 95 % interval; NaN for a single FVD of few videos
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,12 @@ class Scores:
         return np.take_along_axis(self.samples[metric], chosen[:, None], axis=1)[:, 0]
 
     def summary(self, metric: str) -> Summary:
-        """Return mean and interval: of the best samples over videos; of FVD over repetitions."""
+        """Return mean and interval: of the best samples over videos; of FVD over repetitions.
+
+        A single FVD has its interval over videos.
+        """
+        if metric == "fvd" and len(self.fvd) == 1:
+            return Summary(self.fvd[0].value, self.fvd[0].ci95)
         if metric == "fvd":
             return summarise_repetitions(np.array([fvd.value for fvd in self.fvd]))
         return summarise(self.of(metric, self.best(metric)))
@@ -74,9 +79,7 @@ def summarise(values: np.ndarray) -> Summary:
 
 
 def summarise_repetitions(values: np.ndarray) -> Summary:
-    """Return the mean of 1 to 5 values and the half width of its 95 % interval (Student's t)."""
-    if len(values) == 1:
-        return Summary(float(values[0]), float("nan"))
+    """Return the mean of 2 to 5 values and the half width of its 95 % interval (Student's t)."""
     error = values.std(ddof=1) / np.sqrt(len(values))
     return Summary(float(values.mean()), float(STUDENT_T[len(values) - 2] * error))
 
@@ -223,8 +226,10 @@ def describe(experiment: Experiment) -> str:
             f"FVD of one random sample per video, given frames included, 8-bit frames, "
             f"{data.test_videos} videos of {data.test_frames} frames on each side"
         )
-        if repeats > 1:  # one is a value without an interval
+        if repeats > 1:
             parts.append(f"mean over {repeats} such samples and its 95 % interval (Student's t)")
+        single = "where there is one sample, " if repeats > 1 else ""
+        parts.append(f"{single}95 % interval over videos (jackknife of {JACKKNIFE_GROUPS} groups)")
         if config.fvd_precision != "float32":
             parts.append(f"I3D in {config.fvd_precision}")
     return "; ".join(parts) + "."

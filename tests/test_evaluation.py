@@ -97,8 +97,10 @@ def test_summary_is_mean_and_normal_interval():
 def test_summary_of_few_repetitions_is_mean_and_student_interval():
     """Checked by hand: of 1 and 3 the deviation is sqrt(2), the error 1, t 12.706."""
     assert summarise_repetitions(np.array([1.0, 3.0])) == (2.0, pytest.approx(12.706))
-    one = summarise_repetitions(np.array([7.0]))
-    assert one.mean == 7.0 and np.isnan(one.ci95)
+
+
+def test_a_single_fvd_has_its_interval_over_videos():
+    assert Scores({}, {}, (FVD(7.0, 50, 11, ci95=0.5),)).summary("fvd") == (7.0, 0.5)
 
 
 def test_scores_are_the_best_per_video_and_per_metric():
@@ -367,13 +369,17 @@ def test_fvd_alone_is_written(setup, tmp_path, monkeypatch):
     assert pd.read_csv(tmp_path / "videos.csv").empty
 
 
-def test_the_protocol_tells_of_an_interval_of_fvd_where_there_is_one(setup):
+def test_the_protocol_tells_what_the_interval_of_fvd_is_over(setup):
     _, experiment, _ = setup
     one, seven = (describe(changed(experiment, metrics=("fvd",), samples=n)) for n in (1, 7))
-    assert "mean over 5 such samples and its 95 % interval" in seven
+    assert seven.endswith(
+        "mean over 5 such samples and its 95 % interval (Student's t); where there is one sample, "
+        "95 % interval over videos (jackknife of 20 groups)."
+    )
     assert one == (
         "5 frames given, 6 predicted; FVD of one random sample per video, given frames included, "
-        "8-bit frames, 5 videos of 11 frames on each side."
+        "8-bit frames, 5 videos of 11 frames on each side; 95 % interval over videos (jackknife "
+        "of 20 groups)."
     )
 
 
@@ -397,7 +403,7 @@ def test_every_number_is_saved_with_what_made_it(setup, tmp_path):
     write_scores({"other": scores}, experiment, tmp_path / "other.npz", tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())["other"]
     assert (metrics["fvd"], metrics["fvd_videos"], metrics["fvd_frames"]) == (12.5, 5, 11)
-    assert "fvd_ci95" not in metrics  # one repetition has no interval
+    assert "fvd_ci95" not in metrics  # of one sample of five videos
     assert "FVD (5 videos of 11 frames)" in metrics_table({"other": scores})
     protocol = json.loads((tmp_path / "protocol.json").read_text())
     assert protocol["evaluation"]["seed"] == 1 and protocol["srvp"] == code_version()

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -31,6 +32,7 @@ from srvp.perceptual import (
     fvd,
     fvd_embeddings,
     i3d_preprocess,
+    jackknife,
     load_i3d,
     load_lpips,
     read_arrays,
@@ -312,6 +314,37 @@ def test_fvd_of_enough_videos_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert fvd(vectors, vectors, frames=9).value == pytest.approx(0, abs=1e-12)
+
+
+def test_jackknife_written_out():
+    """Checked by the other Fréchet distance and plain sums: 41 pairs, groups of 3 and of 2."""
+    generated, real = gaussian_sets(3, (41, 41), width=4)
+    distances = []
+    for group in range(20):
+        kept = [i for i in range(41) if i % 20 != group]
+        distances.append(frechet_by_roots(generated[kept], real[kept]))
+    mean = sum(distances) / 20
+    error = (19 / 20 * sum((distance - mean) ** 2 for distance in distances)) ** 0.5
+    expected = pytest.approx(scipy.stats.t.ppf(0.975, 19) * error, rel=1e-3)  # t has 4 digits
+    assert jackknife(generated, real) == expected
+    with pytest.warns(UserWarning, match="fewer than 400"):
+        assert fvd(generated, real, frames=9, interval=True).ci95 == expected
+    assert np.isnan(jackknife(generated[:39], real[:39]))  # a group would be a single pair
+
+
+def test_jackknife_tells_how_far_other_videos_move_the_distance():
+    """Generated and real videos are correlated, as futures of a clip are with its true one."""
+    random = np.random.RandomState(4)
+
+    def draw():
+        real = random.normal(size=(200, 3))
+        generated = 0.5 * real + random.normal(size=(200, 3)) * (1, 2, 3) + 1
+        return frechet_distance(generated, real), jackknife(generated, real)
+
+    distances, intervals = np.array([draw() for _ in range(100)]).T
+    # Of 100 draws the deviation is known to 7 %, the mean interval to 2 %: 0.25 is over three
+    # deviations. Without the factor 19 the ratio would be 0.23.
+    assert intervals.mean() == pytest.approx(2.093 * distances.std(), rel=0.25)
 
 
 @pytest.mark.parametrize(
