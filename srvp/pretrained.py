@@ -1,8 +1,7 @@
 """Published models: a folder each in `models/`, with a card, whose weights DVC tracks.
 
 A folder holds `README.md`, the card; `model.safetensors` and `training.csv`, from `srvp.publish`;
-and the scores by the full protocol, from `srvp.evaluation`. What has been scored on fewer clips
-lies in a folder below.
+and the scores by the full protocol, from `srvp.evaluation`.
 """
 
 from pathlib import Path
@@ -22,9 +21,8 @@ def published_folders() -> list[Path]:
 
 
 def published_results() -> list[Path]:
-    """Return the folders with scores of published models, those on fewer clips after the others."""
-    scored = [path for folder in published_folders() for path in folder.rglob("metrics.json")]
-    return sorted((path.parent for path in scored), key=lambda folder: (len(folder.parts), folder))
+    """Return the folders of the published models that have been scored."""
+    return [folder for folder in published_folders() if (folder / "metrics.json").is_file()]
 
 
 def load_pretrained(name: str, device: str = "cpu") -> tuple[nn.Module, Experiment]:

@@ -3,7 +3,9 @@
 import json
 import sys
 from dataclasses import replace
+from itertools import product
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -14,7 +16,7 @@ from srvp.config import load_experiment
 from srvp.data import __main__ as prepare
 from srvp.files import sha256
 from srvp.publish import publish
-from srvp.report import DECIMALS
+from srvp.report import DECIMALS, number
 from srvp.training import build_model, load_model, save_model, train
 
 PUBLISHED = sorted(card.parent.name for card in (ROOT / "models").glob("*/README.md"))
@@ -71,19 +73,16 @@ def test_any_model_is_scored_from_the_command_line(tiny, tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_card_tells_the_checksum_and_the_scores(name):
-    """Of the weights that DVC fetches, and of the evaluations that are committed with them."""
+    """Of the weights that DVC fetches, and of the evaluation that is committed with them."""
     folder = ROOT / "models" / name
     weights, card = sha256(folder / "model.safetensors"), (folder / "README.md").read_text()
     assert weights in card
+    assert json.loads((folder / "protocol.json").read_text())["source"]["sha256"] == weights
     rows = {line.split("|")[1].strip(" *"): line for line in card.splitlines() if line[:1] == "|"}
-    evaluations = list(folder.glob("**/metrics.json"))
-    assert folder / "metrics.json" in evaluations
-    for metrics in evaluations:
-        protocol = json.loads(metrics.with_name("protocol.json").read_text())
-        assert protocol["source"]["sha256"] == weights
-        for predictor, scores in json.loads(metrics.read_text()).items():
-            for metric in DECIMALS.keys() & scores.keys():
-                assert f" {scores[metric]:.{DECIMALS[metric]}f} " in rows[predictor], metric
+    metrics = json.loads((folder / "metrics.json").read_text())
+    table = pd.DataFrame.from_dict(metrics, orient="index")
+    for (predictor, scores), metric in product(table.iterrows(), DECIMALS):
+        assert f"| {number(scores, metric)} |" in rows[predictor], (predictor, metric)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -110,12 +109,11 @@ def test_an_unknown_name_is_told_from_the_published_ones():
         load_pretrained("nothing")
 
 
-def test_scores_on_fewer_clips_come_after_those_of_all_models(tmp_path, monkeypatch):
+def test_a_published_model_has_a_card_and_its_results_scores(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "repository_root", lambda: tmp_path)
-    cards, scores = ["a", "b"], ["a/few", "b", "a", "without_a_card"]
-    for file in [f"{name}/README.md" for name in cards] + [f"{f}/metrics.json" for f in scores]:
+    for file in ("b/README.md", "b/metrics.json", "a/README.md", "without_a_card/metrics.json"):
         path = tmp_path / "models" / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    found = [p.relative_to(tmp_path).as_posix() for p in pretrained.published_results()]
-    assert found == ["models/a", "models/b", "models/a/few"]
+    assert pretrained.published_folders() == [tmp_path / "models" / name for name in "ab"]
+    assert pretrained.published_results() == [tmp_path / "models" / "b"]
