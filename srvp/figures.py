@@ -66,12 +66,12 @@ def save(figure: Figure, run: Path, name: str) -> None:
     drawn = BytesIO()
     figure.savefig(drawn, format="png")
     with atomic_write(run / "figures" / f"{name}.png") as temporary:
-        to_palette(Image.open(drawn).convert("RGB")).save(temporary, format="PNG", optimize=True)
+        _to_palette(Image.open(drawn).convert("RGB")).save(temporary, format="PNG", optimize=True)
     with atomic_write(run / "print" / f"{name}.pdf") as temporary:
         figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
 
 
-def to_palette(picture: Image.Image) -> Image.Image:
+def _to_palette(picture: Image.Image) -> Image.Image:
     """Return a picture in 256 colours of its own, half the bytes, or itself if that shows.
 
     It hardly does on plots and grey frames; photographs would have steps in their shades.

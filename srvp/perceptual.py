@@ -15,7 +15,7 @@ whatever the number of videos.
 
     i3d = load_i3d(folder)
     real, generated = (fvd_embeddings(i3d, videos) for videos in (truth, prediction))
-    fvd(generated, real, frames=truth.shape[1])     # FVD(value=…, videos=…, frames=…)
+    fvd(generated, real, frames=truth.shape[1])     # FVD(value=…, videos=…, frames=…, ci95=nan)
 """
 
 import ast
