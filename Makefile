@@ -11,7 +11,7 @@ export MALLOC_TRIM_THRESHOLD_ := 8000000000
 export MALLOC_TOP_PAD_ := 100000000
 export GOMP_SPINCOUNT := 20000
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
-PULL := data.dvc $(wildcard models/*/*.dvc) # from the remote inside the repository
+PULL := data.dvc $(wildcard pretrained/*/*.dvc) # from the remote inside the repository
 
 .PHONY: help repro test lab notebooks format clean
 

@@ -26,16 +26,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from srvp import official
 from srvp.config import Experiment, load_experiment
 from srvp.data import MovingMNIST
 from srvp.data.prepared import PreparedVideos
 from srvp.data.staging import Fold, Video, write_prepared
-from srvp.evaluation import evaluate, evaluate_experiment, sampler
+from srvp.evaluation.protocol import evaluate, evaluate_experiment, sampler
+from srvp.evaluation.results import weights_folder
 from srvp.files import repository_root
-from srvp.perceptual import fetch_weights, fvd, fvd_embeddings, load_i3d
-from srvp.results import weights_folder
-from srvp.training import build_model, load_model, save_model
+from srvp.metrics.perceptual import fetch_weights, fvd, fvd_embeddings, load_i3d
+from srvp.models import official
+from srvp.training.loop import build_model, load_model, save_model
 
 Scored = dict[str, np.ndarray]  # metric: best score of every video
 

@@ -19,7 +19,7 @@ import torch
 
 from srvp.config import load_experiment
 from srvp.files import repository_root
-from srvp.training import build_model, pick_device
+from srvp.training.loop import build_model, pick_device
 
 FRAMES = 20
 # By decoder: experiment of params.yaml, and how the model differs from it. SVG is the last.

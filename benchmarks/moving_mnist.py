@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from train_step import Step, arguments, load, measure, our_step
 
-from srvp.data import MOVING_MNIST, MovingMNIST, mnist
-from srvp.data.moving_mnist import steps_at_once
+from srvp.data import MOVING_MNIST, MovingMNIST
+from srvp.data.sets import mnist
+from srvp.data.sets.moving_mnist import steps_at_once
 from srvp.files import repository_root
-from srvp.training import pick_device
+from srvp.training.loop import pick_device
 
 
 def main() -> None:

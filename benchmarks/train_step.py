@@ -33,9 +33,10 @@ from torch.profiler import profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from srvp.config import Experiment, load_experiment
-from srvp.data import MOVING_MNIST, MovingMNIST, mnist
+from srvp.data import MOVING_MNIST, MovingMNIST
+from srvp.data.sets import mnist
 from srvp.files import repository_root
-from srvp.training import Run, autocast, pick_device
+from srvp.training.loop import Run, autocast, pick_device
 
 SIDES = ("authors", "ours")
 WARM_UP = 2  # steps before the first round

@@ -2,6 +2,6 @@
 
 __version__ = "0.1.0"
 
-from srvp import model as model  # registers SRVP, so that params.yaml can name it
-from srvp.baselines import svg as svg  # and SVG
+from srvp.models import srvp as srvp  # registers SRVP, so that params.yaml can name it
+from srvp.models import svg as svg  # and SVG
 from srvp.pretrained import load_pretrained as load_pretrained

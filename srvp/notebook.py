@@ -8,8 +8,8 @@ import papermill
 from dvclive import Live
 from IPython.display import display
 
-from srvp.figures import training_curves
 from srvp.files import repository_root
+from srvp.report.figures import training_curves
 
 REFRESH = 10  # seconds between two drawings of live curves
 
@@ -43,7 +43,7 @@ def require(path: Path, notebook: str, **parameters: str) -> None:
 class LiveCurves:
     """Training curves that grow in the notebook and, through DVCLive, in files that DVC shows.
 
-    Use it as a context manager, and as the `log` of `srvp.training.train`.
+    Use it as a context manager, and as the `log` of `srvp.training.loop.train`.
 
     Args:
         folder: for DVCLive's files.

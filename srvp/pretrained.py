@@ -1,7 +1,7 @@
-"""Published models: a folder each in `models/`, with a card, whose weights DVC tracks.
+"""Published models: a folder each in `pretrained/`, with a card, whose weights DVC tracks.
 
 A folder holds `README.md`, the card; `model.safetensors` and `training.csv`, from `srvp.publish`;
-and the scores by the full protocol, from `srvp.evaluation`.
+and the scores by the full protocol, from `srvp.evaluation.protocol`.
 """
 
 from pathlib import Path
@@ -10,14 +10,14 @@ from torch import nn
 
 from srvp.config import Experiment
 from srvp.files import repository_root
-from srvp.training import MODEL_FILE, load_model
+from srvp.training.loop import MODEL_FILE, load_model
 
 CARD_FILE = "README.md"
 
 
 def published_folders() -> list[Path]:
-    """Return the folders of all published models: those in `models/` that have a card."""
-    return sorted(card.parent for card in (repository_root() / "models").glob(f"*/{CARD_FILE}"))
+    """Return the folders of all published models: those in `pretrained/` that have a card."""
+    return sorted(card.parent for card in (repository_root() / "pretrained").glob(f"*/{CARD_FILE}"))
 
 
 def published_results() -> list[Path]:
@@ -29,7 +29,7 @@ def load_pretrained(name: str, device: str = "cpu") -> tuple[nn.Module, Experime
     """Return a published model, in evaluation mode, and the experiment that made it.
 
     Args:
-        name: of its folder in `models/`, such as `smmnist_gpu`.
+        name: of its folder in `pretrained/`, such as `smmnist_gpu`.
         device: `cpu`, `cuda`, `mps`, or `auto` for an accelerator if there is one.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Publish a trained model: its weights in 16 bits and its curves, in `models/`.
+"""Publish a trained model: its weights in 16 bits and its curves, in `pretrained/`.
 
-    python -m srvp.publish smmnist    # runs/smmnist -> models/smmnist
+    python -m srvp.publish smmnist    # runs/smmnist -> pretrained/smmnist
 
 Still to do by hand: the card, and `dvc add` and `dvc push` of the weights.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from srvp.files import atomic_write, repository_root, sha256
-from srvp.training import CURVES_FILE, MODEL_FILE, load_model, save_model
+from srvp.training.loop import CURVES_FILE, MODEL_FILE, load_model, save_model
 
 
 def publish(run: Path, folder: Path) -> Path:
@@ -45,14 +45,14 @@ def publish(run: Path, folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m srvp.publish", description="Publish the model of a run in models/."
+        prog="python -m srvp.publish", description="Publish the model of a run in pretrained/."
     )
     parser.add_argument("experiment", help="whose run it is")
     parser.add_argument("--run", type=Path, help="folder of the run; default runs/EXPERIMENT")
     given, root = parser.parse_args(), repository_root()
     run = given.run or root / "runs" / given.experiment
     try:
-        path = publish(run, root / "models" / given.experiment)
+        path = publish(run, root / "pretrained" / given.experiment)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(f"{path.relative_to(root)}: {path.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256(path)}")

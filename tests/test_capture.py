@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from srvp.capture import Captured
+from srvp.training.capture import Captured
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from srvp import convolutions
-from srvp.convolutions import DownConv, FromVector, ToVector, UpConv, UpToImage
+from srvp.models.fast import winograd as convolutions
+from srvp.models.fast.winograd import DownConv, FromVector, ToVector, UpConv, UpToImage
 
 LAYERS = [
     (DownConv, (64, 160), (16, 64, 16, 8)),

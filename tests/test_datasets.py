@@ -21,9 +21,10 @@ from PIL import Image
 
 from srvp import data
 from srvp.config import DataConfig
-from srvp.data import bair, human36m, kth, staging, videos
+from srvp.data import staging
 from srvp.data.prepared import ClipSampler, PreparedVideos, train_validation_split
 from srvp.data.raw import decode
+from srvp.data.sets import bair, human36m, kth, videos
 
 QUIET = {"workers": 1, "progress": False}
 

@@ -10,10 +10,10 @@ from conftest import ROOT
 from torch import distributed as group
 from torch.multiprocessing import spawn
 
-from srvp import distributed
 from srvp.config import load_experiment
-from srvp.launch import train_everywhere
-from srvp.training import Run
+from srvp.training import distributed
+from srvp.training.launch import train_everywhere
+from srvp.training.loop import Run
 
 STEPS = 5
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from srvp import evaluation, results, scoring
-from srvp.baselines import trivial
 from srvp.data.prepared import PreparedVideos
 from srvp.data.staging import Fold, Video, write_prepared
-from srvp.evaluation import (
+from srvp.evaluation import protocol as evaluation
+from srvp.evaluation import results, scoring
+from srvp.evaluation.protocol import (
     evaluate,
     evaluate_experiment,
     fingerprint,
@@ -22,9 +22,7 @@ from srvp.evaluation import (
     weights_digest,
     write_examples,
 )
-from srvp.metrics import psnr
-from srvp.perceptual import FVD, frechet_distance, load_lpips
-from srvp.results import (
+from srvp.evaluation.results import (
     Scores,
     code_version,
     describe,
@@ -35,8 +33,11 @@ from srvp.results import (
     weights_folder,
     write_scores,
 )
-from srvp.scoring import Batch
-from srvp.training import build_model, save_model
+from srvp.evaluation.scoring import Batch
+from srvp.metrics.frames import psnr
+from srvp.metrics.perceptual import FVD, frechet_distance, load_lpips
+from srvp.models import trivial
+from srvp.training.loop import build_model, save_model
 
 CPU = torch.device("cpu")
 
@@ -220,9 +221,9 @@ def test_no_more_frames_at_once_than_asked_for(setup, tmp_path, frames_at_once):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from srvp import evaluation, results, scoring
+from srvp.evaluation import protocol as evaluation, results, scoring
 from srvp.data.prepared import PreparedVideos
-from srvp.training import load_model
+from srvp.training.loop import load_model
 
 save, saved = evaluation.save_file, []
 

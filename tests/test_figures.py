@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from srvp import animation, figures
+from srvp.report import animation, figures
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_animations_do_not_depend_on_what_memory_held(tmp_path):
     """
     code = (
         "import sys, numpy, pathlib\n"
-        "from srvp import animation\n"
+        "from srvp.report import animation\n"
         "pages = numpy.random.RandomState(0).randint(0, 256, (4, 302, 560, 3), numpy.uint8)\n"
         "animation.save(pages, pathlib.Path(sys.argv[1]), 'moving')\n"
     )

@@ -11,8 +11,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import matplotlib.pyplot as plt
 import pytest
 
-from srvp import figures
-from srvp.gallery import write_gallery
+from srvp.report import figures
+from srvp.report.gallery import write_gallery
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

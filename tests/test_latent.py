@@ -4,9 +4,10 @@ import torch
 from conftest import ROOT, generator
 from torch import nn
 
-from srvp import latent, load_pretrained
-from srvp.data import moving_mnist
-from srvp.training import build_model
+from srvp import load_pretrained
+from srvp.data.sets import moving_mnist
+from srvp.models import latent
+from srvp.training.loop import build_model
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from conftest import ROOT, generator
 from torch.distributions import Normal
 
 from srvp.config import ConfigError, load_experiment
-from srvp.model import SRVP, Noise, SRVPConfig
-from srvp.training import build_model
+from srvp.models.srvp import SRVP, Noise, SRVPConfig
+from srvp.training.loop import build_model
 
 B, T = 2, 6
 VARIANTS = [("dcgan", False, 1), ("dcgan", True, 2), ("vgg", True, 3)]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from srvp.data import mnist, moving_mnist
-from srvp.data.moving_mnist import LIMIT, MAX_SPEED, MovingMNIST
+from srvp.data.sets import mnist, moving_mnist
+from srvp.data.sets.moving_mnist import LIMIT, MAX_SPEED, MovingMNIST
 
 MNIST = ROOT / "data" / "mnist"
 

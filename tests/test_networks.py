@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from srvp import networks
+from srvp.models import networks
 
 SKIP_SIZES = {"dcgan": [4, 8, 16, 32], "vgg": [8, 16, 32, 64]}
 

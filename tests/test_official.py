@@ -14,8 +14,8 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
-from srvp import official
-from srvp.model import SRVP, Draws, Noise
+from srvp.models import official
+from srvp.models.srvp import SRVP, Draws, Noise
 
 REFERENCE = ROOT / "tests" / "reference"
 CASES = json.loads((REFERENCE / "cases.json").read_text())

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from srvp import perceptual
 from srvp.files import sha256
-from srvp.perceptual import (
+from srvp.metrics import perceptual
+from srvp.metrics.perceptual import (
     I3D_WEIGHTS,
     LPIPS_WEIGHTS,
     SourceArchive,

@@ -43,7 +43,7 @@ def pipeline(tmp_path_factory):
     shutil.copy(ROOT / "dvc.yaml", root)
     for folder in ("notebooks", "srvp"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "models").mkdir()
+    (root / "pretrained").mkdir()
     (root / "reports").mkdir()
     shutil.copy(ROOT / "reports" / "paper_results.csv", root / "reports")
     environment = os.environ | {"PYTHONPATH": str(root), "DVC_NO_ANALYTICS": "1"}

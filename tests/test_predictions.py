@@ -10,11 +10,11 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from srvp import predictions
 from srvp.data.prepared import PreparedVideos
 from srvp.data.staging import Fold, Video, write_prepared
-from srvp.evaluation import evaluate
-from srvp.predictions import evaluate_predictions, open_predictions
+from srvp.evaluation import predictions
+from srvp.evaluation.predictions import evaluate_predictions, open_predictions
+from srvp.evaluation.protocol import evaluate
 
 SHAPE = (3, 6, 1, 64, 64)
 

@@ -11,15 +11,16 @@ import torch
 import yaml
 from conftest import ROOT, generator
 
-from srvp import evaluation, load_pretrained, pretrained
+from srvp import load_pretrained, pretrained
 from srvp.config import load_experiment
 from srvp.data import __main__ as prepare
+from srvp.evaluation import protocol as evaluation
 from srvp.files import sha256
 from srvp.publish import publish
-from srvp.report import DECIMALS, number
-from srvp.training import build_model, load_model, save_model, train
+from srvp.report.table import DECIMALS, number
+from srvp.training.loop import build_model, load_model, save_model, train
 
-PUBLISHED = sorted(card.parent.name for card in (ROOT / "models").glob("*/README.md"))
+PUBLISHED = sorted(card.parent.name for card in (ROOT / "pretrained").glob("*/README.md"))
 
 
 def test_a_published_model_predicts_as_that_of_the_run(tiny, blobs, tmp_path):
@@ -74,7 +75,7 @@ def test_any_model_is_scored_from_the_command_line(tiny, tmp_path, monkeypatch, 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_card_tells_the_checksum_and_the_scores(name):
     """Of the weights that DVC fetches, and of the evaluation that is committed with them."""
-    folder = ROOT / "models" / name
+    folder = ROOT / "pretrained" / name
     weights, card = sha256(folder / "model.safetensors"), (folder / "README.md").read_text()
     assert weights in card
     assert json.loads((folder / "protocol.json").read_text())["source"]["sha256"] == weights
@@ -89,7 +90,7 @@ def test_a_card_tells_the_checksum_and_the_scores(name):
 def test_scores_on_a_part_of_the_test_set_agree_with_those_of_the_card(name):
     """What `make repro` finds for a published model: its 95 % intervals hold the card's values."""
     experiments = yaml.safe_load((ROOT / "params.yaml").read_text())["published"]
-    full = json.loads((ROOT / "models" / name / "metrics.json").read_text())[name]
+    full = json.loads((ROOT / "pretrained" / name / "metrics.json").read_text())[name]
     for experiment in (key for key, model in experiments.items() if model == name):
         part = json.loads((ROOT / "runs" / experiment / "metrics.json").read_text())[experiment]
         for metric in {"psnr", "ssim"} & part.keys():
@@ -112,8 +113,8 @@ def test_an_unknown_name_is_told_from_the_published_ones():
 def test_a_published_model_has_a_card_and_its_results_scores(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "repository_root", lambda: tmp_path)
     for file in ("b/README.md", "b/metrics.json", "a/README.md", "without_a_card/metrics.json"):
-        path = tmp_path / "models" / file
+        path = tmp_path / "pretrained" / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert pretrained.published_folders() == [tmp_path / "models" / name for name in "ab"]
-    assert pretrained.published_results() == [tmp_path / "models" / "b"]
+    assert pretrained.published_folders() == [tmp_path / "pretrained" / name for name in "ab"]
+    assert pretrained.published_results() == [tmp_path / "pretrained" / "b"]

@@ -6,9 +6,10 @@ import pytest
 from conftest import ROOT
 from safetensors.numpy import save_file
 
-from srvp import figures
-from srvp.perceptual import FVD
-from srvp.report import (
+from srvp.evaluation.results import Scores, digest, write_scores
+from srvp.metrics.perceptual import FVD
+from srvp.report import figures
+from srvp.report.table import (
     DATASETS,
     best_futures,
     experiments_to_report,
@@ -19,7 +20,6 @@ from srvp.report import (
     same_clips,
     write_report,
 )
-from srvp.results import Scores, digest, write_scores
 
 PUBLISHED = ROOT / "reports" / "paper_results.csv"
 

@@ -13,15 +13,15 @@ from conftest import ROOT, generator
 from safetensors.numpy import load_file
 from torch import nn
 
-from srvp import animation, figures
-from srvp.baselines import svg
-from srvp.baselines.svg import SVG, Noise, SVGFPConfig, SVGLPConfig
 from srvp.config import MODELS, ConfigError, ModelConfig, Real, from_entry, register_model, to_entry
 from srvp.data.prepared import PreparedVideos
 from srvp.data.staging import Fold, Video, write_prepared
-from srvp.evaluation import evaluate_experiment, write_examples
-from srvp.results import curves_table, write_scores
-from srvp.training import Run, autocast, build_model, load_model, train
+from srvp.evaluation.protocol import evaluate_experiment, write_examples
+from srvp.evaluation.results import curves_table, write_scores
+from srvp.models import svg
+from srvp.models.svg import SVG, Noise, SVGFPConfig, SVGLPConfig
+from srvp.report import animation, figures
+from srvp.training.loop import Run, autocast, build_model, load_model, train
 
 B, T, P = 3, 6, 3
 VARIANTS = [("lp", "dcgan"), ("fp", "dcgan"), ("lp", "vgg")]

@@ -13,9 +13,10 @@ import pytest
 import torch
 from conftest import ROOT
 
-from srvp import convolutions, training
-from srvp.metrics import psnr
-from srvp.training import (
+from srvp.metrics.frames import psnr
+from srvp.models.fast import winograd as convolutions
+from srvp.training import loop as training
+from srvp.training.loop import (
     learning_rate,
     load_model,
     pick_device,
@@ -64,7 +65,7 @@ sys.path[:0] = ["tests"]
 import torch
 from dataclasses import replace
 from conftest import MovingMNIST, TrainingVideos, load_experiment
-from srvp.training import train
+from srvp.training.loop import train
 
 tiny = load_experiment("params.yaml", "tiny")
 settings = replace(tiny.training, device="cpu", constant_steps=60, decay_steps=20,

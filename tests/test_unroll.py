@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from srvp.networks import mlp
-from srvp.unroll import unroll_mlp
+from srvp.models.fast.unroll import unroll_mlp
+from srvp.models.networks import mlp
 
 VIDEOS, FRAMES, NY = 5, 6, 4
 

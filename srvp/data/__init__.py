@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from srvp.config import DataConfig
-from srvp.data import mnist, moving_mnist
-from srvp.data.moving_mnist import MovingMNIST
 from srvp.data.prepared import ClipSampler, PreparedVideos, train_validation_split
+from srvp.data.sets import mnist, moving_mnist
+from srvp.data.sets.moving_mnist import MovingMNIST
 from srvp.data.staging import Fold, Video, write_prepared
 from srvp.files import atomic_write
 
@@ -84,7 +84,7 @@ def _prepare_moving_mnist(config: DataConfig, raw: Path, out: Path) -> None:
 
 def _prepare_videos(config: DataConfig, raw: Path, out: Path) -> None:
     # Decoding needs PyAV, which a machine that only trains can do without.
-    from srvp.data import bair, human36m, kth, videos
+    from srvp.data.sets import bair, human36m, kth, videos
 
     length = {"clip_frames": config.test_frames, "clips": config.test_videos}
     step = {"frame_step": config.frame_step}

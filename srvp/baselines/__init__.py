@@ -1,1 +1,0 @@
-"""What SRVP is compared with."""

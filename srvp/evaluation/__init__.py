@@ -1,0 +1,1 @@
+"""Evaluation: the test protocol, from test clips to tables of scores."""

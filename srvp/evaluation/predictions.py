@@ -1,0 +1,198 @@
+"""Futures that another program predicted, scored by the protocol of an experiment.
+
+    python -m srvp.evaluation.predictions other.npz --experiment quick --out runs/other
+
+Predictions are of the frames after the given ones alone, for every clip of the prepared test set,
+in its order. They are
+
+- an `.npz` with one array, or an `.npy` (which is not read into memory at once): uint8, or floating
+  point in [0, 1], of shape `(N, S, F, C, H, W)`, or `(N, F, C, H, W)` for one sample a clip;
+- or a folder of N * S videos, files or folders of numbered images, in the order of the numbers in
+  their names, the samples of a clip together: `0000.avi`, ... or `0000/00.avi`, ... Only lossless
+  files hold the frames that were predicted.
+
+N clips, S samples, F predicted frames.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from srvp.config import Experiment, load_experiment
+from srvp.data import open_test
+from srvp.data.prepared import PreparedVideos
+from srvp.evaluation.protocol import Predictor, evaluate, fingerprint, trivial_predictors
+from srvp.evaluation.results import Scores, digest, metrics_table, write_scores
+from srvp.files import repository_root
+from srvp.training.loop import pick_device
+
+if TYPE_CHECKING:  # decoding needs PyAV and Pillow, which scoring arrays can do without
+    from srvp.data.sets.videos import RawVideo
+
+FORMAT = "an .npz with one array, an .npy, or a folder of videos"
+
+
+class Predictions(NamedTuple):
+    """Predicted videos."""
+
+    samples: int  # S
+    read: Callable[[int, int], np.ndarray]  # of clip and sample: (F, C, H, W)
+
+
+def open_predictions(path: Path, shape: tuple[int, ...]) -> Predictions:
+    """Open the predictions of another program.
+
+    Args:
+        path: of the file or folder.
+        shape: expected, `(N, F, C, H, W)`.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: they are damaged, or not of this shape.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path, shape)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: predictions are {FORMAT}")
+    array = _read_array(path)
+    if array.ndim == 5:
+        array = array[:, None]
+    if array.ndim != 6 or (len(array), *array.shape[2:]) != shape:
+        clips, *video = shape
+        raise ValueError(
+            f"{path} has shape {array.shape}, expected ({clips} clips, samples, "
+            f"{', '.join(map(str, video))}): all test clips, their predicted frames alone"
+        )
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise ValueError(f"{path} is {array.dtype}, expected uint8, or float in [0, 1]")
+    return Predictions(array.shape[1], lambda clip, sample: array[clip, sample])
+
+
+def _read_array(path: Path) -> np.ndarray:
+    try:
+        content = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return content
+        with content:
+            (name,) = content.files  # one array, or a ValueError
+            return content[name]
+    except (OSError, ValueError, BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read ({error}): expected {FORMAT}") from None
+
+
+def _open_folder(folder: Path, shape: tuple[int, ...]) -> Predictions:
+    from srvp.data.sets.videos import find_videos
+
+    videos = sorted(find_videos(folder), key=lambda video: _numbers(video.name))
+    clips, *expected = shape
+    samples, rest = divmod(len(videos), clips)
+    if rest or not samples:
+        raise ValueError(
+            f"{folder} holds {len(videos)} videos, expected as many for each of {clips} test clips"
+        )
+
+    def read(clip: int, sample: int) -> np.ndarray:
+        video = videos[clip * samples + sample]
+        try:
+            frames = _read_video(video, grey=expected[1] == 1)
+        except OSError as error:
+            raise ValueError(f"{folder / video.name} cannot be read ({error})") from None
+        if list(frames.shape) != expected:
+            raise ValueError(
+                f"{folder / video.name} has shape {frames.shape}, expected (frames, channels, "
+                f"height, width) = {tuple(expected)}"
+            )
+        return frames
+
+    return Predictions(samples, read)
+
+
+def _read_video(video: "RawVideo", grey: bool) -> np.ndarray:
+    from PIL import Image
+
+    from srvp.data.raw import decode
+
+    if video.is_frames:
+        images = (Image.open(file) for file in video.files)
+    else:
+        images = (Image.fromarray(frame) for frame in decode(video.files[0], video.name))
+    frames = [np.atleast_3d(image.convert("L" if grey else "RGB")) for image in images]
+    return np.stack(frames).transpose(0, 3, 1, 2)
+
+
+def _numbers(name: str) -> list[str | int]:
+    """Sort key that puts 10 after 9."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def evaluate_predictions(
+    path: Path, experiment: Experiment, videos: PreparedVideos, out: Path
+) -> dict[str, Scores]:
+    """Score the predictions of another program, and the trivial baselines, and write the results.
+
+    Args:
+        path: of the predictions.
+        experiment: whose protocol to follow; the number of samples is that of the predictions.
+        videos: the test set.
+        out: folder for what `write_scores` writes; an evaluation that was killed goes on there.
+
+    Returns:
+        Scores by predictor: `path` without its ending, then the baselines.
+
+    Raises:
+        FileNotFoundError, ValueError: the predictions are missing, damaged, too few, or no frames.
+    """
+    frames = experiment.predicted_frames
+    predictions = open_predictions(path, (len(videos.clips), frames, videos.channels, *videos.size))
+    config = replace(experiment.evaluation, samples=predictions.samples)
+    partial = out / "partial" / fingerprint(digest(path), config, videos)
+    predictors = {path.stem: _predictor(predictions), **trivial_predictors(frames)}
+    device = pick_device(experiment.training.device)
+    scores = evaluate(predictors, videos, config, device, partial)
+    write_scores(scores, replace(experiment, evaluation=config), path, out)
+    return scores
+
+
+def _predictor(predictions: Predictions) -> Predictor:
+    def predict(given: Tensor, clips: list[int]) -> Iterator[Tensor]:
+        for sample in range(predictions.samples):
+            frames = np.stack([predictions.read(clip, sample) for clip in clips])
+            x = torch.from_numpy(frames).to(given.device)
+            yield (x / 255 if x.dtype == torch.uint8 else x.float())[:, None]
+
+    return predict
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m srvp.evaluation.predictions",
+        description="Score the predictions of another program by the protocol of an experiment.",
+    )
+    parser.add_argument("predictions", type=Path, help=FORMAT)
+    parser.add_argument("--experiment", required=True, help="an entry of params.yaml")
+    parser.add_argument("--prepared", type=Path, help="prepared set; default prepared/EXPERIMENT")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    given = parser.parse_args()
+    try:
+        root = repository_root()
+        experiment = load_experiment(root / "params.yaml", given.experiment)
+        prepared = given.prepared or root / "prepared" / given.experiment
+        videos = open_test(experiment.data, prepared)
+        scores = evaluate_predictions(given.predictions, experiment, videos, given.out)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(metrics_table(scores).round(4).to_string())
+
+
+if __name__ == "__main__":
+    main()

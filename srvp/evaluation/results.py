@@ -1,0 +1,266 @@
+"""What an evaluation found: scores, their summaries, tables and files.
+
+Shapes: N videos, S samples of each, F predicted frames.
+"""
+
+import hashlib
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from srvp import __version__
+from srvp.config import Experiment, to_entry
+from srvp.files import atomic_write, repository_root, sha256, write_json
+from srvp.metrics.perceptual import FVD, JACKKNIFE_GROUPS, weights_provenance
+
+LABELS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "fvd": "FVD"}
+LOWER_IS_BETTER = {"lpips", "fvd"}
+NETWORK_METRICS = {"lpips", "fvd"}  # that need published weights
+FVD_REPEATS = 5  # samples per video, at most, each of which gives one FVD
+STUDENT_T = (12.706, 4.303, 3.182, 2.776)  # 97.5 % quantiles for 1 to 4 degrees of freedom
+
+
+class Summary(NamedTuple):
+    """A metric over the test set."""
+
+    mean: float
+    ci95: float  # half width of the 95 % interval; NaN for a single FVD of few videos
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How one predictor did on every video."""
+
+    samples: dict[str, np.ndarray]  # metric: (N, S) means over the predicted frames
+    curves: dict[str, np.ndarray]  # metric: (N, F) the best sample, frame by frame
+    fvd: tuple[FVD, ...] = ()  # of the first sample of every video, of the second, ...
+
+    @property
+    def metrics(self) -> list[str]:
+        """Return what was measured, in the order of tables."""
+        return [m for m in LABELS if m in self.samples or (m == "fvd" and self.fvd)]
+
+    def best(self, metric: str) -> np.ndarray:
+        """Return the number of the best sample of each video, `(N,)`."""
+        return _best(self.samples[metric], metric in LOWER_IS_BETTER)
+
+    def worst(self, metric: str) -> np.ndarray:
+        """Return the number of the worst sample of each video, `(N,)`."""
+        return _best(self.samples[metric], metric not in LOWER_IS_BETTER)
+
+    def of(self, metric: str, chosen: np.ndarray) -> np.ndarray:
+        """Return the scores `(N,)` of one sample per video, by number `(N,)`."""
+        return np.take_along_axis(self.samples[metric], chosen[:, None], axis=1)[:, 0]
+
+    def summary(self, metric: str) -> Summary:
+        """Return mean and interval: of the best samples over videos; of FVD over repetitions.
+
+        A single FVD has its interval over videos.
+        """
+        if metric == "fvd" and len(self.fvd) == 1:
+            return Summary(self.fvd[0].value, self.fvd[0].ci95)
+        if metric == "fvd":
+            return summarise_repetitions(np.array([fvd.value for fvd in self.fvd]))
+        return summarise(self.of(metric, self.best(metric)))
+
+
+def _best(values: np.ndarray, lower: bool) -> np.ndarray:
+    return values.argmin(axis=1) if lower else values.argmax(axis=1)
+
+
+def summarise(values: np.ndarray) -> Summary:
+    """Return the mean of `(N,)` values and the half width of its 95 % interval."""
+    return Summary(float(values.mean()), float(1.96 * values.std() / np.sqrt(len(values))))
+
+
+def summarise_repetitions(values: np.ndarray) -> Summary:
+    """Return the mean of 2 to 5 values and the half width of its 95 % interval (Student's t)."""
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    return Summary(float(values.mean()), float(STUDENT_T[len(values) - 2] * error))
+
+
+def metrics_table(scores: dict[str, Scores]) -> pd.DataFrame:
+    """Return a row per predictor: mean and 95 % interval of every metric.
+
+    The label of FVD tells how many videos it compared, and their frames.
+    """
+    columns = {}
+    first = next(iter(scores.values()))
+    for metric in first.metrics:
+        label = LABELS[metric]
+        if metric == "fvd":
+            label += f" ({first.fvd[0].videos} videos of {first.fvd[0].frames} frames)"
+        summaries = {name: s.summary(metric) for name, s in scores.items()}
+        columns[label] = {name: summary.mean for name, summary in summaries.items()}
+        columns[f"± {label}"] = {name: summary.ci95 for name, summary in summaries.items()}
+    return pd.DataFrame(columns)
+
+
+def at_step_size(name: str, euler_steps: int) -> str:
+    """Name an experiment's model at another number of Euler steps than its protocol's."""
+    return f"{name}, dt = 1/{euler_steps}"
+
+
+def step_sizes(summaries: dict[str, dict], experiment: Experiment) -> pd.DataFrame:
+    """Return steps, metric, mean and ci95 of the model at every number of Euler steps per frame.
+
+    Args:
+        summaries: content of `metrics.json`.
+        experiment: that it was measured for.
+    """
+    first, *others = experiment.evaluation.euler_steps
+    names = {first: experiment.name} | {n: at_step_size(experiment.name, n) for n in others}
+    rows = [
+        (steps, metric, summaries[name][metric], summaries[name].get(f"{metric}_ci95", np.nan))
+        for steps, name in sorted(names.items())
+        for metric in LABELS
+        if metric in summaries[name]
+    ]
+    return pd.DataFrame(rows, columns=["steps", "metric", "mean", "ci95"])
+
+
+def curves_table(scores: dict[str, Scores], experiment: Experiment) -> pd.DataFrame:
+    """Return predictor, metric, frame (from 1), mean and ci95 over videos of the best samples."""
+    first = experiment.evaluation.conditioning_frames + 1
+    rows = [
+        (name, metric, frame, *summarise(values))
+        for name, s in scores.items()
+        for metric, curves in s.curves.items()
+        for frame, values in enumerate(curves.T, start=first)
+    ]
+    return pd.DataFrame(rows, columns=["predictor", "metric", "frame", "mean", "ci95"])
+
+
+def videos_table(scores: dict[str, Scores]) -> pd.DataFrame:
+    """Return predictor, metric, video, and the score of its best, first and worst sample."""
+    columns = ["predictor", "metric", "video", "best", "first", "worst"]
+    tables = [
+        pd.DataFrame(
+            {
+                "predictor": name,
+                "metric": metric,
+                "video": np.arange(len(values)),
+                "best": s.of(metric, s.best(metric)),
+                "first": values[:, 0],
+                "worst": s.of(metric, s.worst(metric)),
+            }
+        )
+        for name, s in scores.items()
+        for metric, values in s.samples.items()
+    ]
+    # FVD alone has no scores of videos.
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+
+def write_scores(
+    scores: dict[str, Scores], experiment: Experiment, source: Path, out: Path
+) -> None:
+    """Write `metrics.json`, `curves.csv`, `videos.csv` and `protocol.json` into `out`.
+
+    `metrics.json` has the summaries, `curves.csv` the metrics frame by frame, `videos.csv` the
+    scores of every video, `protocol.json` what it takes to make the numbers again. Then the
+    unfinished results in `out/partial` are removed.
+
+    Args:
+        scores: by predictor.
+        experiment: whose protocol was followed.
+        source: where the predictions came from: the model's file, or another program's.
+        out: folder for the files.
+    """
+    write_json(out / "metrics.json", {name: _summaries(s) for name, s in scores.items()})
+    write_json(out / "protocol.json", protocol(experiment, source))
+    _write_csv(curves_table(scores, experiment), out / "curves.csv")
+    _write_csv(videos_table(scores), out / "videos.csv")
+    shutil.rmtree(out / "partial", ignore_errors=True)
+
+
+def _summaries(scores: Scores) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for metric in scores.metrics:
+        mean, ci95 = scores.summary(metric)
+        values[metric] = round(mean, 6)
+        if not np.isnan(ci95):
+            values[f"{metric}_ci95"] = round(ci95, 6)
+    if scores.fvd:
+        values |= {"fvd_videos": scores.fvd[0].videos, "fvd_frames": scores.fvd[0].frames}
+    return values
+
+
+def _write_csv(table: pd.DataFrame, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+
+
+def protocol(experiment: Experiment, source: Path) -> dict:
+    """Return all that the numbers depend on, as plain JSON types."""
+    entry, metrics = to_entry(experiment), experiment.evaluation.metrics
+    return {
+        "experiment": experiment.name,
+        "protocol": describe(experiment),
+        "source": {"file": source.name, "sha256": digest(source)},
+        "srvp": code_version(),
+        "weights": weights_provenance(weights_folder()) if NETWORK_METRICS & {*metrics} else {},
+        "data": entry["data"],
+        "evaluation": entry["evaluation"],
+    }
+
+
+def describe(experiment: Experiment) -> str:
+    """Return the protocol in words."""
+    config, data = experiment.evaluation, experiment.data
+    parts = [f"{config.conditioning_frames} frames given, {experiment.predicted_frames} predicted"]
+    if set(config.metrics) - {"fvd"}:
+        best = f"the best of {config.samples} samples" if config.samples > 1 else "one sample"
+        parts.append(
+            f"per video and metric {best} by the mean over predicted frames; mean over "
+            f"{data.test_videos} videos and 1.96 standard errors"
+        )
+    if "fvd" in config.metrics:
+        repeats = min(config.samples, FVD_REPEATS)
+        parts.append(
+            f"FVD of one random sample per video, given frames included, 8-bit frames, "
+            f"{data.test_videos} videos of {data.test_frames} frames on each side"
+        )
+        if repeats > 1:
+            parts.append(f"mean over {repeats} such samples and its 95 % interval (Student's t)")
+        single = "where there is one sample, " if repeats > 1 else ""
+        parts.append(f"{single}95 % interval over videos (jackknife of {JACKKNIFE_GROUPS} groups)")
+        if config.fvd_precision != "float32":
+            parts.append(f"I3D in {config.fvd_precision}")
+    return "; ".join(parts) + "."
+
+
+def weights_folder() -> Path:
+    """Return where the weights of LPIPS and FVD are kept, outside version control."""
+    return repository_root() / ".cache" / "weights"
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the names and contents of all files in a folder."""
+    if path.is_file():
+        return sha256(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    listing = "\n".join(f"{sha256(p)} {p.relative_to(path).as_posix()}" for p in files)
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def code_version() -> str:
+    """Return the package's version and, in a clone, the commit: `0.1.0+4f3a…`.
+
+    `.modified` follows if a file of the package differs from the commit.
+    """
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return __version__
+    commit = _git(root, "rev-parse", "--short=12", "HEAD").stdout.strip()
+    changed = _git(root, "status", "--porcelain", "--", "srvp").stdout
+    return f"{__version__}+{commit}{'.modified' if changed else ''}"
+
+
+def _git(root: Path, *command: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["git", "-C", root, *command], capture_output=True, text=True, check=True)

@@ -1,0 +1,1 @@
+"""Models: a file each, beside its paper; `interface` says what each one offers."""

@@ -1,0 +1,309 @@
+"""SVG: stochastic video generation (Denton & Fergus, ICML 2018), with a learned or a fixed prior.
+
+The model predicts one frame at a time from an encoding of the frame before, h_t = Enc(x_t):
+
+    z_t ~ p(z_t | h_1, ..., h_{t-1})               prior: by an LSTM (SVG-LP), or N(0, I) (SVG-FP)
+    g_t = LSTM(h_1, z_2, ..., h_{t-1}, z_t)        the predictor, in the space of the encodings
+    x_t = Dec(g_t, skips)                          the frame; skips are maps of an earlier one
+
+    q(z_t | h_2, ..., h_t)                         approximate posterior, by an LSTM
+
+    loss = sum over t of |x_t - Dec(g_t, skips)|^2 + beta KL(q(z_t | ...) || p(z_t | ...))
+
+    frame     1      2      3    ...    T
+              h_1    h_2    h_3  ...   h_T         encodings
+                     z_2    z_3  ...   z_T         latents
+                     g_2    g_3  ...   g_T         g_t from h_{t-1}, z_t and the LSTM's state
+
+Training is teacher forced: every h is that of a true frame. After the given frames, the generated
+image is encoded again to predict the next: the model is autoregressive through the image.
+
+Published numbers came from the authors' code (github.com/edenton/svg, commit 3f19f0b), which this
+module follows where it departs from the paper:
+
+- Skips come from the last but one of the P conditioning frames, in training and afterwards, where
+  the paper says the last. So P has to be known in training (`conditioning_frames`).
+- In training, batch norm takes its statistics over the videos of one time step.
+- The loss mixes reductions: the squared error is a mean over pixels, the KL a sum over dimensions.
+- While conditioning, SVG-LP samples the posterior and SVG-FP takes its mean.
+
+It differs from that code in one point: their LP script leaves batch norm in training mode when it
+generates, so that a prediction depends on the test videos that share its batch. Here generation
+uses the running statistics (`model.eval()`), as in their FP script.
+
+The authors step an Adam optimizer per network (five, without a learned prior four), all with the
+same settings. Adam treats every parameter on its own, so that one Adam over all parameters makes
+the same steps.
+
+Shapes: B videos, T frames, C channels; x (B, T, C, 64, 64) in [0, 1]; h and g (B, T, g_dim);
+z (B, T - 1, z_dim), z[:, 0] being z_2 above.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
+from torch.nn import functional as F
+
+from srvp.config import Count, ModelConfig, Real, register_model
+from srvp.models import networks
+
+ENCODERS = {
+    "dcgan": partial(networks.dcgan_encoder, bias=True, norm_first=True),
+    "vgg": partial(networks.vgg_encoder, bias=True),
+}
+DECODERS = {name: partial(d, skip=True, bias=True) for name, d in networks.DECODERS.items()}
+
+State = tuple[Tensor, Tensor]  # of an LSTM: hidden and cell, (layers, B, rnn_size)
+
+
+@dataclass(frozen=True)
+class SVGConfig(ModelConfig):
+    """Sizes and objective that both variants have, in the authors' symbols."""
+
+    architecture: Literal["dcgan", "vgg"]
+    nf: Count  # channels of the encoder's first stage
+    g_dim: Count  # size of a frame's encoding h, and of the predictor's output g
+    z_dim: Count  # size of the stochastic variable z
+    rnn_size: Count  # hidden units of every LSTM
+    predictor_layers: Count  # LSTM layers of the predictor
+    posterior_layers: Count  # LSTM layers of the posterior
+    conditioning_frames: Annotated[int, 2]  # P: skips come from no later frame than P - 1
+    beta: Real  # weight of the KL
+
+    @property
+    def frames_needed(self) -> int:
+        return self.conditioning_frames
+
+
+@dataclass(frozen=True)
+class SVGLPConfig(SVGConfig):
+    """SVG with a learned prior."""
+
+    prior_layers: Count  # LSTM layers of the prior
+
+
+@dataclass(frozen=True)
+class SVGFPConfig(SVGConfig):
+    """SVG with the fixed prior N(0, I)."""
+
+
+class Noise(NamedTuple):
+    """Standard normal noise, one draw per frame but the first."""
+
+    z: Tensor  # (B, T - 1, z_dim)
+
+
+class Given(NamedTuple):
+    """What the given frames tell."""
+
+    h: Tensor  # (B, T, g_dim) encodings
+    q_z: Normal  # (B, T - 1, z_dim)
+    skips: list[Tensor]  # maps (B, C', H', W') of the last but one frame, deepest first
+
+
+class Reconstruction(NamedTuple):
+    """A video predicted frame by frame from its own past, z drawn from the posterior."""
+
+    x: Tensor  # (B, T - 1, C, 64, 64) frames 2, ..., T
+    q_z: Normal  # (B, T - 1, z_dim)
+    p_z: Normal  # (B, T - 1, z_dim)
+
+
+class Prediction(NamedTuple):
+    """Frames that follow the given ones."""
+
+    x: Tensor  # (B, frames, C, 64, 64)
+
+
+class Loss(NamedTuple):
+    """Terms of the objective, summed over frames 2, ..., T (the conditioning frames as well)."""
+
+    total: Tensor  # mse + beta kl
+    mse: Tensor  # squared error, a mean over videos, channels and pixels
+    kl: Tensor  # KL(q(z_t) || p(z_t)) in nats, summed over dimensions, a mean over videos
+
+
+class SequenceNetwork(nn.Module):
+    """A linear map, an LSTM of one or more layers and a linear map, along a sequence."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, layers: int):
+        super().__init__()
+        self.embed = nn.Linear(inputs, hidden)
+        self.lstm = nn.LSTM(hidden, hidden, layers, batch_first=True)
+        self.output = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Map `(B, T, inputs)` to `(B, T, outputs)`, going on from a state (zero by default)."""
+        features, state = self.lstm(self.embed(x), state)
+        return self.output(features), state
+
+
+@register_model("svg_lp", SVGLPConfig)
+@register_model("svg_fp", SVGFPConfig)
+class SVG(nn.Module):
+    """Stochastic video generation; the config's type says which prior.
+
+    Args:
+        config: sizes and objective.
+        channels: of the frames, C.
+    """
+
+    def __init__(self, config: SVGConfig, channels: int):
+        super().__init__()
+        c = self.config = config
+        self.encoder = ENCODERS[c.architecture](channels, c.nf, c.g_dim)
+        self.decoder = DECODERS[c.architecture](channels, c.nf, c.g_dim)
+        self.predictor = SequenceNetwork(c.g_dim + c.z_dim, c.rnn_size, c.g_dim, c.predictor_layers)
+        # Both output mean and log-variance.
+        self.q_z = SequenceNetwork(c.g_dim, c.rnn_size, 2 * c.z_dim, c.posterior_layers)
+        self.p_z = None
+        if isinstance(c, SVGLPConfig):
+            self.p_z = SequenceNetwork(c.g_dim, c.rnn_size, 2 * c.z_dim, c.prior_layers)
+        networks.init_convolutions(self)
+        _init_linear(self)  # LSTMs keep PyTorch's initialisation
+
+    def draw_noise(self, videos: int, frames: int, generator: torch.Generator) -> Noise:
+        """Draw the noise of `videos` sequences of `frames` frames, given and predicted ones."""
+        shape = (videos, frames - 1, self.config.z_dim)
+        return Noise(torch.randn(shape, generator=generator, device=generator.device))
+
+    def draw(self, videos: int, frames: int, generator: torch.Generator) -> Noise:
+        """Draw the randomness of a training step: the noise, for nothing else is random."""
+        return self.draw_noise(videos, frames, generator)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
+        """Encode every frame, one time step after the other.
+
+        In training, batch norm thus normalises over the videos of one time step. The authors' LP
+        code moreover encodes each frame but the first and last twice, as a target and as an input,
+        which changes nothing but the running statistics: they move twice.
+
+        Returns:
+            h `(B, T, g_dim)` in [-1, 1], and per frame its maps `(B, C', H', W')`, deepest first.
+        """
+        frames, codes, maps = x.unbind(dim=1), [], []
+        for t, frame in enumerate(frames):
+            twice = self.p_z is not None and 0 < t < len(frames) - 1
+            with _running_statistics_move(self.encoder, times=2 if twice else 1):
+                code, frame_maps = self.encoder(frame)
+            codes.append(code)
+            maps.append(frame_maps)
+        return torch.stack(codes, dim=1), maps
+
+    def posterior(self, h: Tensor) -> Normal:
+        """q(z_t | x_2, ..., x_t) for t = 2, ..., T: from `(B, T, g_dim)` to `(B, T - 1, z_dim)`."""
+        return _normal(self.q_z(h[:, 1:])[0])
+
+    def prior(self, h: Tensor, state: State | None = None) -> tuple[Normal, State | None]:
+        """p(z) of the frames that follow those of `h` `(B, T, g_dim)`, and the LSTM's state."""
+        if self.p_z is None:
+            zeros = torch.zeros(*h.shape[:2], self.config.z_dim, device=h.device)
+            return Normal(zeros, torch.ones_like(zeros), validate_args=False), None
+        raw, state = self.p_z(h, state)
+        return _normal(raw), state
+
+    def advance(self, h: Tensor, z: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """g `(B, T, g_dim)` in [-1, 1] of the frames that follow those of `h`, and the state."""
+        g, state = self.predictor(torch.cat([h, z], dim=-1), state)
+        return g.tanh(), state
+
+    def forward(self, x: Tensor, noise: Noise) -> Reconstruction:
+        """Predict each frame of `(B, T, C, 64, 64)` but the first from the true ones before it."""
+        h, maps = self.encode(x)
+        q_z, (p_z, _) = self.posterior(h), self.prior(h[:, :-1])
+        g, _ = self.advance(h[:, :-1], networks.sample(q_z, noise.z))
+        last = self.config.conditioning_frames - 2  # counted from 0: no skips come from later ones
+        skips = [maps[min(t, last)] for t in range(g.shape[1])]
+        frames = [self.decoder(*step) for step in zip(g.unbind(dim=1), skips, strict=True)]
+        return Reconstruction(torch.stack(frames, dim=1), q_z, p_z)
+
+    def loss(self, x: Tensor, noise: Noise) -> Loss:
+        """The objective for videos `(B, T, C, 64, 64)`: the authors', with its mixed reductions."""
+        out = self(x, noise)
+        mse = F.mse_loss(out.x.float(), x[:, 1:]) * out.x.shape[1]
+        kl = kl_divergence(out.q_z, out.p_z).sum() / len(x)
+        return Loss(mse + self.config.beta * kl, mse, kl)
+
+    def condition(self, x: Tensor) -> Given:
+        """Take in the conditioning frames `(B, T, C, 64, 64)`, once for any number of samples."""
+        if x.shape[1] < 2:
+            raise ValueError(
+                f"{x.shape[1]} frame given; SVG needs 2: skips come from the last but one"
+            )
+        h, maps = self.encode(x)
+        return Given(h, self.posterior(h), maps[-2])
+
+    def predict(
+        self, given: Given, frames: int, noise: Noise, euler_steps: int | None = None
+    ) -> Prediction:
+        """Sample futures: z from the posterior for the given frames, from the prior after them.
+
+        Args:
+            given: what `condition` returned for T frames of B videos.
+            frames: how many to predict.
+            noise: of S futures per video and T + frames frames, the futures of a video together:
+                `draw_noise(B * S, T + frames, generator)`.
+            euler_steps: steps per predicted frame; SVG knows 1 alone.
+
+        Returns:
+            Predicted frames `(B * S, frames, C, 64, 64)`.
+        """
+        if euler_steps not in (None, 1):
+            raise ValueError(
+                f"{euler_steps} steps per frame asked for, but SVG takes one: "
+                "set evaluation.euler_steps to [1]"
+            )
+        given = _repeat(given, len(noise.z) // len(given.h))
+        passed = given.h.shape[1] - 1
+        z = given.q_z.mean if self.p_z is None else networks.sample(given.q_z, noise.z[:, :passed])
+        _, prior_state = self.prior(given.h[:, :-1])
+        _, state = self.advance(given.h[:, :-1], z)
+        h, x = given.h[:, -1:], []
+        for eps in noise.z[:, passed : passed + frames].split(1, dim=1):
+            if x:
+                h = self.encoder(x[-1])[0][:, None]
+            p_z, prior_state = self.prior(h, prior_state)
+            g, state = self.advance(h, networks.sample(p_z, eps), state)
+            x.append(self.decoder(g[:, 0], given.skips))
+        return Prediction(torch.stack(x, dim=1))
+
+
+def _normal(raw: Tensor) -> Normal:
+    """Split the last axis into mean and natural logarithm of the variance."""
+    mean, logvar = raw.float().chunk(2, dim=-1)
+    return Normal(mean, (0.5 * logvar).exp(), validate_args=False)
+
+
+def _repeat(given: Given, samples: int) -> Given:
+    """Repeat what is known of every video `samples` times, copies standing together."""
+    repeat = partial(torch.repeat_interleave, repeats=samples, dim=0)
+    q_z = Normal(repeat(given.q_z.mean), repeat(given.q_z.stddev), validate_args=False)
+    return Given(repeat(given.h), q_z, given.skips)  # all samples share the maps
+
+
+@contextmanager
+def _running_statistics_move(module: nn.Module, times: int) -> Iterator[None]:
+    """Let one call move the running statistics of batch norm as equal calls in a row would."""
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = 1 - (1 - momentum) ** times
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def _init_linear(module: nn.Module) -> None:
+    """Draw the weights of linear maps from N(0, 0.02), biases 0, in place."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, 0.0, 0.02)
+            nn.init.zeros_(layer.bias)

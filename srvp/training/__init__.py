@@ -1,0 +1,1 @@
+"""Training: one loop for every model, on one device or many."""
