@@ -8,9 +8,8 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import yaml
@@ -22,6 +21,7 @@ from srvp.models.interface import ModelConfig, VideoShape, check_options
 from srvp.schema import ConfigError, Count, Real, Whole, build, check_keys, suggest
 
 Precision = Literal["float32", "bfloat16"]
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -60,7 +60,7 @@ class TrainingConfig:
     final_lr: Real = 0.0  # rate at the last step, as a share of `lr`
     betas: tuple[Real, ...] = (0.9, 0.999)  # of Adam
     clip_norm: Real | None = None  # largest norm of the gradients of an objective
-    optimizers: Mapping[str, OptimizerConfig] = MappingProxyType({})  # by parameter group
+    optimizers: Mapping[str, OptimizerConfig] = field(default_factory=dict)  # by parameter group
 
     def __post_init__(self) -> None:
         if self.ema >= 1:
@@ -88,7 +88,7 @@ class EvaluationConfig:
     seed: Whole
     metrics: tuple[str, ...] = tuple(METRICS)  # rows of `srvp.metrics.table.METRICS`
     # Options of `model.predict`, one evaluation each; the first is the protocol's.
-    predict: tuple[Mapping[str, Any], ...] = (MappingProxyType({}),)
+    predict: tuple[Mapping[str, Any], ...] = ({},)
     fvd_precision: Precision = "float32"  # of I3D
 
     def __post_init__(self) -> None:

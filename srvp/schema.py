@@ -30,7 +30,7 @@ def build(config: type, section: Any, key: str) -> Any:
     Raises:
         ConfigError: a key is unknown or missing, or a value is of the wrong type or too small.
     """
-    required = {f.name for f in fields(config) if f.default is MISSING}
+    required = {f.name for f in fields(config) if f.default is f.default_factory is MISSING}
     check_keys(section, {f.name for f in fields(config)}, required, key)
     hints = get_type_hints(config, include_extras=True)
     values = {k: check_value(v, hints[k], f"{key}.{k}") for k, v in section.items()}

@@ -205,7 +205,7 @@ class VideoModel(nn.Module, ABC):
         """
         clips = self.check_shape(clips)
         x = clips.frames
-        if not x.is_floating_point() or x.numel() and not (x.min() >= 0 and x.max() <= 1):
+        if not x.is_floating_point() or (x.numel() and not (x.min() >= 0 and x.max() <= 1)):
             raise ValueError(
                 f"the frames are {x.dtype} from {x.min():g} to {x.max():g}, expected floating "
                 "point in [0, 1]: divide 8-bit frames by 255"
@@ -247,9 +247,7 @@ class VideoModel(nn.Module, ABC):
         total, rows = given.frames + frames, len(noise[0])
         # The axis of frames is the one that grows with them; all others have to be equal.
         shortest, longer = (self.draw_noise(0, n, torch.Generator()) for n in (total, total + 1))
-        for name, value, least, more in zip(
-            noise._fields, noise, shortest, longer, strict=True
-        ):
+        for name, value, least, more in zip(noise._fields, noise, shortest, longer, strict=True):
             sizes = zip(value.shape[1:], least.shape[1:], more.shape[1:], strict=True)
             if len(value) != rows or any(n != a and not n >= a < b for n, a, b in sizes):
                 raise ValueError(
