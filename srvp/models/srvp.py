@@ -42,7 +42,7 @@ FRAMES_AT_ONCE = 1024  # decoded together in prediction: their maps take up to 0
 
 @dataclass(frozen=True)
 class Config(ModelConfig):
-    """Sizes and objective of SRVP, in the paper's and the authors' symbols."""
+    """Sizes and objective, in the paper's and the authors' symbols."""
 
     architecture: Literal["dcgan", "vgg"]
     skip_connections: bool
@@ -82,7 +82,7 @@ class Config(ModelConfig):
         return {"euler_steps": Count, "every_step": bool} if self.transition == "residual" else {}
 
     def describe_options(self, options: Mapping[str, Any]) -> str:
-        return f"dt = 1/{options['euler_steps']}" if options else ""
+        return f"dt = 1/{options['euler_steps']}" if "euler_steps" in options else ""
 
 
 class Noise(NamedTuple):
@@ -210,8 +210,8 @@ class SRVP(VideoModel):
     ) -> Inference:
         """Infer content and posterior from at least k given frames.
 
-        `content_frames` `(B, k)` are the frames that w is inferred from, `skip_frame` `(B,)` the one
-        that skip connections come from, by number; by default the last k and the last.
+        By number, `content_frames` `(B, k)` are the frames that w is inferred from, `skip_frame`
+        `(B,)` the one that skip connections come from; by default the last k and the last.
         """
         k, x = self.config.inference_frames, self.check_shape(clips).frames
         h, skips = self._encode(x, skip_frame)
@@ -296,7 +296,6 @@ class SRVP(VideoModel):
         return networks.in_parts(decode, y, FRAMES_AT_ONCE)
 
     def forward(self, clips: Clips | Tensor, randomness: Randomness) -> Reconstruction:
-        """Pass clips through the posterior (training)."""
         noise, content_frames, skip_frame = randomness
         q_y, q_z, w, skips = self.infer(clips, content_frames, skip_frame)
         z = networks.sample(q_z, noise.z)
