@@ -42,26 +42,26 @@ FRAMES_AT_ONCE = 1024  # decoded together in prediction: their maps take up to 0
 
 @dataclass(frozen=True)
 class Config(ModelConfig):
-    """Sizes and objective of SRVP, in the paper's and the authors' symbols."""
+    """Sizes and objective, in the paper's and the authors' symbols."""
 
     architecture: Literal["dcgan", "vgg"]
     skip_connections: bool
-    nf: Count  # channels of the encoder's first stage
-    nhx: Count  # size of a frame's encoding h
     ny: Count  # size of the state y
     nz: Whole  # size of the stochastic variable z; 0 for the deterministic ablation without z
-    transition: Literal["residual", "mlp", "gru"]  # SRVP, or one of the paper's ablations
     inference_frames: Count  # k: frames that the content w and the first state are inferred from
-    nh_inf: Count  # hidden units of the inference networks, and size of w
-    nlayers_inf: Count  # linear maps of q(y_1)
-    nh_res: Count  # hidden units of the prior of z and of the dynamics f
-    nlayers_res: Count  # linear maps of either
     res_gain: Real  # gain of the orthogonal initialisation of f
     euler_steps: Count  # residual updates per frame in training: dt = 1 / euler_steps
     obs_scale: Real  # sqrt(nu): standard deviation of a pixel around its decoded mean
-    beta_y: Real  # weight of KL(q(y_1) || p(y_1))
     beta_z: Real  # weight of KL(q(z) || p(z))
-    l2_res: Real  # weight of the norm of the residuals
+    transition: Literal["residual", "mlp", "gru"] = "residual"  # or one of the paper's ablations
+    nf: Count = 64  # channels of the encoder's first stage
+    nhx: Count = 128  # size of a frame's encoding h
+    nh_inf: Count = 256  # hidden units of the inference networks, and size of w
+    nlayers_inf: Count = 3  # linear maps of q(y_1)
+    nh_res: Count = 512  # hidden units of the prior of z and of the dynamics f
+    nlayers_res: Count = 4  # linear maps of either
+    beta_y: Real = 1.0  # weight of KL(q(y_1) || p(y_1))
+    l2_res: Real = 1.0  # weight of the norm of the residuals
 
     def __post_init__(self) -> None:
         if self.transition != "residual" and self.euler_steps != 1:
@@ -82,7 +82,7 @@ class Config(ModelConfig):
         return {"euler_steps": Count, "every_step": bool} if self.transition == "residual" else {}
 
     def describe_options(self, options: Mapping[str, Any]) -> str:
-        return f"dt = 1/{options['euler_steps']}" if options else ""
+        return f"dt = 1/{options['euler_steps']}" if "euler_steps" in options else ""
 
 
 class Noise(NamedTuple):
@@ -210,8 +210,8 @@ class SRVP(VideoModel):
     ) -> Inference:
         """Infer content and posterior from at least k given frames.
 
-        `content_frames` `(B, k)` are the frames that w is inferred from, `skip_frame` `(B,)` the one
-        that skip connections come from, by number; by default the last k and the last.
+        By number, `content_frames` `(B, k)` are the frames that w is inferred from, `skip_frame`
+        `(B,)` the one that skip connections come from; by default the last k and the last.
         """
         k, x = self.config.inference_frames, self.check_shape(clips).frames
         h, skips = self._encode(x, skip_frame)
@@ -296,7 +296,6 @@ class SRVP(VideoModel):
         return networks.in_parts(decode, y, FRAMES_AT_ONCE)
 
     def forward(self, clips: Clips | Tensor, randomness: Randomness) -> Reconstruction:
-        """Pass clips through the posterior (training)."""
         noise, content_frames, skip_frame = randomness
         q_y, q_z, w, skips = self.infer(clips, content_frames, skip_frame)
         z = networks.sample(q_z, noise.z)
