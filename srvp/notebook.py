@@ -8,7 +8,7 @@ import papermill
 from dvclive import Live
 from IPython.display import display
 
-from srvp.files import repository_root
+from srvp.files import project_root
 from srvp.report.figures import training_curves
 
 REFRESH = 10  # seconds between two drawings of live curves
@@ -28,7 +28,7 @@ def require(path: Path, notebook: str, **parameters: str) -> None:
         return
     print(f"{path.name} is not there yet: running {notebook} first")
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = repository_root() / "notebooks"
+    folder = project_root() / "notebooks"
     papermill.execute_notebook(
         folder / notebook,
         path.parent / notebook,

@@ -111,7 +111,7 @@ def test_an_unknown_name_is_told_from_the_published_ones():
 
 
 def test_a_published_model_has_a_card_and_its_results_scores(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrained, "repository_root", lambda: tmp_path)
+    monkeypatch.setattr(pretrained, "project_root", lambda: tmp_path)
     for file in ("b/README.md", "b/metrics.json", "a/README.md", "without_a_card/metrics.json"):
         path = tmp_path / "pretrained" / file
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from srvp.evaluation.results import LABELS, LOWER_IS_BETTER
-from srvp.files import atomic_write, repository_root
+from srvp.files import atomic_write, project_root
 from srvp.models.trivial import TRIVIAL
 
 DATASETS = {  # as published numbers call them
@@ -81,7 +81,7 @@ def _our_rows(folder: Path) -> pd.DataFrame:
     protocol = _read(folder / "protocol.json")
     data, evaluation, source = (protocol[key] for key in ("data", "evaluation", "source"))
     given, total = evaluation["conditioning_frames"], data["test_frames"]
-    root = repository_root()
+    root = project_root()
     place = folder.relative_to(root) if folder.is_relative_to(root) else folder
     rows = []
     for predictor, values in _read(folder / "metrics.json").items():

@@ -1,0 +1,48 @@
+"""Where things are computed, in which precision, and from which random numbers."""
+
+from contextlib import AbstractContextManager
+
+import torch
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that `name` asks for; `auto` is an accelerator if there is one.
+
+    Raises:
+        ValueError: the device is not there. Nothing trains silently on the CPU instead.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    if name != "cpu" and (accelerator is None or accelerator.type != name):
+        found = f"only {accelerator.type} and the CPU are" if accelerator else "only the CPU is"
+        raise ValueError(f"the device is {name!r}, but {found} available: choose auto or cpu")
+    return torch.device(name)
+
+
+def device_count(device: torch.device) -> int:
+    """Return how many devices of this kind can share work; a CPU counts once."""
+    return 1 if device.type == "cpu" else torch.accelerator.device_count()
+
+
+def generator(seed: int, n: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return the n-th random generator of a seed: of a training step, say, or of a test clip."""
+    return torch.Generator(device).manual_seed(seed * 1_000_003 + n)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """Return the context to compute in: bfloat16 where asked for, float32 otherwise.
+
+    `auto` is bfloat16 where the hardware multiplies it faster than float32.
+    """
+    if precision == "auto":
+        precision = "bfloat16" if _has_fast_bfloat16(device) else "float32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
