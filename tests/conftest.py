@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from srvp.config import Experiment, load_experiment
-from srvp.data import MovingMNIST, TrainingVideos
+from srvp.data import TrainingVideos
+from srvp.data.sets.moving_mnist import MovingMNIST
 
 ROOT = Path(__file__).parent.parent
 
