@@ -60,7 +60,7 @@ def evaluate(
 ) -> None:
     """Score a model on the test clips of an experiment; write what the figures show."""
     from srvp.data import open_test
-    from srvp.evaluation.protocol import evaluate_experiment
+    from srvp.evaluation.run import evaluate_experiment
     from srvp.evaluation.results import metrics_table
     from srvp.store import MODEL_FILE, load_model
 

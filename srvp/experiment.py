@@ -98,6 +98,11 @@ class EvaluationConfig:
             if metric not in METRICS:
                 raise ConfigError(f"metrics has {metric!r}{suggest(metric, METRICS)}")
 
+    def clips_at_once(self, clip_frames: int) -> int:
+        """Return how many clips to take at a time: `frames_at_once` may leave less room."""
+        predicted = clip_frames - self.conditioning_frames
+        return max(1, min(self.batch_size, self.frames_at_once // predicted))
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -154,9 +159,12 @@ class Experiment:
         """Frames to predict in a test clip."""
         return self.data.test_frames - self.evaluation.conditioning_frames
 
-    def option_name(self, options: Mapping[str, Any]) -> str:
-        """Return what tables call the model with options of prediction."""
-        return ", ".join(filter(None, [self.name, self.model.describe_options(options)]))
+    @property
+    def option_names(self) -> list[str]:
+        """What tables call the model with each entry of `evaluation.predict`."""
+        _, *others = self.evaluation.predict
+        options = map(self.model.describe_options, others)
+        return [self.name, *(f"{self.name}, {option}" for option in options)]
 
 
 def load_experiment(path: Path, name: str) -> Experiment:

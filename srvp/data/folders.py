@@ -34,7 +34,5 @@ VIDEO_SUFFIXES = set(
     ".mp4 .m4v .mov .qt .avi .divx .mkv .webm .wmv .asf .flv .f4v .3gp .3g2 .mpg .mpeg .mpe .m1v "
     ".m2v .vob .ts .mts .m2ts .m2t .ogv .ogg .y4m .mjpeg .mjpg .dv".split()
 )
-STILL_SUFFIXES = set(
-    ".jpg .jpeg .jpe .jfif .bmp .dib .pgm .ppm .pbm .pnm .pfm .tga .jp2".split()
-)
+STILL_SUFFIXES = set(".jpg .jpeg .jpe .jfif .bmp .dib .pgm .ppm .pbm .pnm .pfm .tga .jp2".split())
 EITHER_SUFFIXES = set(".gif .png .apng .tif .tiff .webp .avif".split())  # one picture or many
