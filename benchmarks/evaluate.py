@@ -32,7 +32,7 @@ from srvp.data.prepared import PreparedVideos
 from srvp.data.staging import Fold, Video, write_prepared
 from srvp.evaluation.protocol import evaluate, evaluate_experiment, sampler
 from srvp.evaluation.results import weights_folder
-from srvp.files import repository_root
+from srvp.files import project_root
 from srvp.metrics.perceptual import fetch_weights, fvd, fvd_embeddings, load_i3d
 from srvp.models import official
 from srvp.training.loop import build_model, load_model, save_model
@@ -73,7 +73,7 @@ def prepare(videos: Tensor, folder: Path) -> PreparedVideos:
 
 def compare_speed(given: argparse.Namespace) -> None:
     torch.set_num_threads(given.threads)
-    experiment = load_experiment(repository_root() / "params.yaml", "smmnist")
+    experiment = load_experiment(project_root() / "params.yaml", "smmnist")
     config = replace(
         experiment.evaluation,
         metrics=("psnr", "ssim"),
@@ -168,7 +168,7 @@ def compare_memory(given: argparse.Namespace) -> None:
 
     The processes have the settings of the allocator that the Makefile gives the pipeline.
     """
-    root = repository_root()
+    root = project_root()
     makefile = (root / "Makefile").read_text()
     settings = dict(re.findall(r"^export (MALLOC_\w+) := (\d+)", makefile, re.MULTILINE))
     experiment = load_experiment(root / "params.yaml", given.experiment)

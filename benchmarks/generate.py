@@ -18,7 +18,7 @@ from statistics import median
 import torch
 
 from srvp.config import load_experiment
-from srvp.files import repository_root
+from srvp.files import project_root
 from srvp.training.loop import build_model, pick_device
 
 FRAMES = 20
@@ -41,7 +41,7 @@ def generator(
     name: str, changes: dict, futures: int, device: torch.device
 ) -> Callable[[], torch.Tensor]:
     """Return a function that generates `(futures, 20, C, 64, 64)` by an experiment's protocol."""
-    experiment = load_experiment(repository_root() / "params.yaml", name)
+    experiment = load_experiment(project_root() / "params.yaml", name)
     evaluation, channels = experiment.evaluation, experiment.data.channels
     model = build_model(replace(experiment.model, **changes), channels, seed=0).eval()
     model.to(device, memory_format=torch.channels_last)

@@ -15,7 +15,7 @@ from train_step import Step, arguments, load, measure, our_step
 from srvp.data import MOVING_MNIST, MovingMNIST
 from srvp.data.sets import mnist
 from srvp.data.sets.moving_mnist import steps_at_once
-from srvp.files import repository_root
+from srvp.files import project_root
 from srvp.training.loop import pick_device
 
 
@@ -28,7 +28,7 @@ def main() -> None:
         given.batch_size = given.batch_size or 8
     experiment = load(given)
     config = experiment.training
-    digits, _ = mnist.load(repository_root() / "data" / "mnist", "train")
+    digits, _ = mnist.load(project_root() / "data" / "mnist", "train")
     videos = MovingMNIST(
         torch.tensor(digits, device=device), deterministic=MOVING_MNIST[experiment.data.dataset]
     )

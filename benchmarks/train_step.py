@@ -35,7 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from srvp.config import Experiment, load_experiment
 from srvp.data import MOVING_MNIST, MovingMNIST
 from srvp.data.sets import mnist
-from srvp.files import repository_root
+from srvp.files import project_root
 from srvp.training.loop import Run, autocast, pick_device
 
 SIDES = ("authors", "ours")
@@ -57,7 +57,7 @@ def arguments(doc: str) -> argparse.ArgumentParser:
 
 
 def load(given: argparse.Namespace) -> Experiment:
-    experiment = load_experiment(repository_root() / "params.yaml", given.experiment)
+    experiment = load_experiment(project_root() / "params.yaml", given.experiment)
     if experiment.data.dataset not in MOVING_MNIST:
         raise SystemExit(f"{given.experiment} is not Moving MNIST: choose smmnist or dmmnist")
     batch_size = given.batch_size or experiment.training.batch_size
@@ -68,7 +68,7 @@ def load(given: argparse.Namespace) -> Experiment:
 
 
 def our_step(experiment: Experiment, device: torch.device) -> Step:
-    digits, _ = mnist.load(repository_root() / "data" / "mnist", "train")
+    digits, _ = mnist.load(project_root() / "data" / "mnist", "train")
     deterministic = MOVING_MNIST[experiment.data.dataset]
     videos = MovingMNIST(torch.tensor(digits, device=device), deterministic=deterministic)
     run, config = Run(experiment, device), experiment.training
@@ -84,7 +84,7 @@ def our_step(experiment: Experiment, device: torch.device) -> Step:
 
 
 def their_step(experiment: Experiment, device: torch.device, workers: int) -> Step:
-    digits, _ = mnist.load(repository_root() / "data" / "mnist", "train")
+    digits, _ = mnist.load(project_root() / "data" / "mnist", "train")
     training = authors.Training(experiment, device)
     size, pin = experiment.training.batch_size, device.type == "cuda"
     batches = authors.batches(experiment, digits, size, workers, pin)

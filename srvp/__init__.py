@@ -1,7 +1,12 @@
-"""Stochastic latent residual video prediction: see README.md for the order to read things in."""
+"""Stochastic latent residual video prediction: README.md says in which order to read the files."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-from srvp.models import srvp as srvp  # registers SRVP, so that params.yaml can name it
-from srvp.models import svg as svg  # and SVG
-from srvp.pretrained import load_pretrained as load_pretrained
+
+def __getattr__(name: str):
+    """Import `load_pretrained` when it is asked for: not every user of the package loads models."""
+    if name == "load_pretrained":
+        from srvp.store import load_pretrained
+
+        return load_pretrained
+    raise AttributeError(f"module 'srvp' has no attribute {name!r}")

@@ -7,20 +7,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+ROOT_VARIABLE = "SRVP_ROOT"
 
-def repository_root(start: Path | None = None) -> Path:
-    """Return the nearest folder at or above `start` (default: here) that holds `params.yaml`.
 
-    Notebooks are run from their own folder (JupyterLab, nbval) or from the root (papermill, DVC);
-    both find the same data and results this way.
+def project_root(start: Path | None = None) -> Path:
+    """Return the folder of the project: the clone, with `params.yaml`, data and results.
+
+    That is the folder that the environment variable SRVP_ROOT names; else the nearest folder at or
+    above `start` (by default the current one) whose `params.yaml` has experiments; else the clone
+    that the package is installed from. So notebooks, papermill, DVC and a program anywhere find the
+    same data and results.
+
+    Raises:
+        FileNotFoundError: there is none.
     """
+    if ROOT_VARIABLE in os.environ:
+        folder = Path(os.environ[ROOT_VARIABLE]).resolve()
+        if not _has_experiments(folder):
+            raise FileNotFoundError(
+                f"{ROOT_VARIABLE} is {folder}, which has no params.yaml with `experiments`: set it "
+                "to a clone of the repository"
+            )
+        return folder
     start = (start or Path.cwd()).resolve()
-    for folder in (start, *start.parents):
-        if (folder / "params.yaml").is_file():
+    for folder in (start, *start.parents, Path(__file__).resolve().parents[1]):
+        if _has_experiments(folder):
             return folder
     raise FileNotFoundError(
-        f"no params.yaml in {start} or above it: start from inside a clone of the repository"
+        f"no params.yaml with `experiments` in {start} or above it, and the package was not "
+        f"installed from a clone: start inside a clone, or set {ROOT_VARIABLE} to one"
     )
+
+
+def _has_experiments(folder: Path) -> bool:
+    try:
+        lines = (folder / "params.yaml").read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return any(line.startswith("experiments:") for line in lines)
 
 
 @contextmanager

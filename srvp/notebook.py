@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from srvp.files import repository_root
+from srvp.files import project_root
 from srvp.schema import suggest
 
 REFRESH = 10  # seconds between two drawings of live curves, at least
@@ -39,7 +39,7 @@ def run_notebook(name: str, parameters: Mapping[str, Any], out: Path) -> None:
     """
     import papermill
 
-    folder = repository_root() / "notebooks"
+    folder = project_root() / "notebooks"
     path = folder / f"{name}.ipynb"
     if not path.is_file():
         names = [other.stem for other in folder.glob("*.ipynb")]

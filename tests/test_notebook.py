@@ -40,7 +40,7 @@ def repository(tmp_path, monkeypatch):
     cells[0].metadata.tags = ["parameters"]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     written = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
-    (tmp_path / "params.yaml").touch()
+    (tmp_path / "params.yaml").write_text("experiments:\n")
     (tmp_path / "notebooks").mkdir()
     nbformat.write(written, tmp_path / "notebooks" / "01_probe.ipynb")
     monkeypatch.chdir(tmp_path)

@@ -161,7 +161,7 @@ def test_the_paper_of_srvp_is_found_for_its_data_sets(runs):
 
 def test_files_are_the_same_bytes_every_time(runs):
     figures.use_style()
-    (runs / "params.yaml").write_text("run: [first]\npublished: {second: model}\n")
+    (runs / "params.yaml").write_text("run: [first, second]\nexperiments: {}\n")
     names = experiments_to_report(runs / "params.yaml")
     assert names == ["first", "second"]
     table = results_table([runs / name for name in names], PAPER)

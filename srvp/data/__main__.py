@@ -9,7 +9,7 @@ from pathlib import Path
 
 from srvp.config import load_experiment
 from srvp.data import prepare
-from srvp.files import repository_root
+from srvp.files import project_root
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     )
     parser.add_argument("experiment")
     parser.add_argument("--out", type=Path, help="prepared set; default prepared/EXPERIMENT")
-    given, root = parser.parse_args(), repository_root()
+    given, root = parser.parse_args(), project_root()
     out = given.out or root / "prepared" / given.experiment
     try:
         prepare(load_experiment(root / "params.yaml", given.experiment).data, root / "data", out)

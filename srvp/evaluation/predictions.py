@@ -32,7 +32,7 @@ from srvp.data import open_test
 from srvp.data.prepared import PreparedVideos
 from srvp.evaluation.protocol import Predictor, evaluate, fingerprint, trivial_predictors
 from srvp.evaluation.results import Scores, digest, metrics_table, write_scores
-from srvp.files import repository_root
+from srvp.files import project_root
 from srvp.training.loop import pick_device
 
 if TYPE_CHECKING:  # decoding needs PyAV and Pillow, which scoring arrays can do without
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     given = parser.parse_args()
     try:
-        root = repository_root()
+        root = project_root()
         experiment = load_experiment(root / "params.yaml", given.experiment)
         prepared = given.prepared or root / "prepared" / given.experiment
         videos = open_test(experiment.data, prepared)

@@ -47,7 +47,7 @@ from srvp.evaluation.results import (
     write_scores,
 )
 from srvp.evaluation.scoring import Batch, load_networks
-from srvp.files import atomic_write, repository_root
+from srvp.files import atomic_write, project_root
 from srvp.metrics.perceptual import FEWEST_FRAMES, FEWEST_VIDEOS, fetch_weights, fvd
 from srvp.models.trivial import TRIVIAL
 from srvp.training.loop import MODEL_FILE, load_model
@@ -405,7 +405,7 @@ def main() -> None:
     parser.add_argument("--fvd-precision", choices=precisions, help="default the protocol's")
     parser.add_argument("--prepared", type=Path, help="prepared set; default prepared/EXPERIMENT")
     parser.add_argument("--out", type=Path, help="folder for the results; default runs/EXPERIMENT")
-    given, root = parser.parse_args(), repository_root()
+    given, root = parser.parse_args(), project_root()
     run = root / "runs" / given.experiment
     path, out = given.model or run / MODEL_FILE, given.out or run
     try:

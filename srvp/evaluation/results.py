@@ -15,7 +15,7 @@ import pandas as pd
 
 from srvp import __version__
 from srvp.config import Experiment, to_entry
-from srvp.files import atomic_write, repository_root, sha256, write_json
+from srvp.files import atomic_write, project_root, sha256, write_json
 from srvp.metrics.perceptual import FVD, JACKKNIFE_GROUPS, weights_provenance
 
 LABELS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "fvd": "FVD"}
@@ -237,7 +237,7 @@ def describe(experiment: Experiment) -> str:
 
 def weights_folder() -> Path:
     """Return where the weights of LPIPS and FVD are kept, outside version control."""
-    return repository_root() / ".cache" / "weights"
+    return project_root() / ".cache" / "weights"
 
 
 def digest(path: Path) -> str:

@@ -1,7 +1,7 @@
 """What the states of SRVP hold: content apart from motion, dynamics to blend, movement to measure.
 
 Posterior means stand for the latent variables: nothing here is random but noise that is passed in.
-Shapes: B videos, T frames, C channels; x (B, T, C, 64, 64) in [0, 1]; y (B, T, ny).
+Shapes: B clips, T frames, C channels; x (B, T, C, H, W) in [0, 1]; y (B, T, ny).
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from srvp.models.interface import Given
 from srvp.models.srvp import SRVP, Inference, Noise
 
 
@@ -18,7 +19,7 @@ def mean_states(model: SRVP, given: Inference) -> tuple[Tensor, Tensor]:
 
 
 def exchange_content(model: SRVP, content: Inference, motion: Inference) -> Tensor:
-    """Show the motion of some videos with the content of others: frames `(B, T, C, 64, 64)`.
+    """Show the motion of some videos with the content of others: frames `(B, T, C, H, W)`.
 
     The states come from `motion`; w, and the skip connections if there are any, from `content`
     (section 5 of the paper, "content swap").
@@ -40,7 +41,7 @@ def blend_dynamics(
         weights: of the second video, from 0 to 1.
 
     Returns:
-        Frames `(len(weights), T, C, 64, 64)`.
+        Frames `(len(weights), T, C, H, W)`.
     """
     weight = torch.tensor(weights, device=start.w.device)
     y_1 = torch.lerp(start.q_y.mean, end.q_y.mean, weight[:, None])
@@ -50,14 +51,14 @@ def blend_dynamics(
     return model.decode(w, y, start.skips)
 
 
-def predict_at_rate(model: SRVP, given: Inference, frames: int, noise: Noise, rate: int) -> Tensor:
-    """Predict `frames` frames at `rate` times the frame rate: `(B, frames * rate, C, 64, 64)`.
+def predict_at_rate(model: SRVP, given: Given, frames: int, noise: Noise, rate: int) -> Tensor:
+    """Predict `frames` frames at `rate` times the frame rate: `(B, frames * rate, C, H, W)`.
 
     Time is as fine as in training between two of them: `rate` times the Euler steps per frame. The
     last of each `rate` frames stands at a whole time.
     """
     steps = model.config.euler_steps
-    x = model.predict(given, frames, noise, rate * steps, every_step=True).x
+    x = model.predict(given, frames, noise, euler_steps=rate * steps, every_step=True).x
     return x[:, steps - 1 :: steps]
 
 

@@ -1,18 +1,113 @@
-"""Networks: image encoders and decoders (DCGAN and VGG), and multilayer perceptrons.
+"""Networks: image encoders and decoders (DCGAN and VGG), their layers, and perceptrons.
 
-Frames are 64x64. Encoders return a vector per frame and the feature maps of their four stages;
-decoders take a vector and, with skip connections, those maps. SRVP's convolutions have no bias,
-SVG's have one (`bias`). Architectures after the papers' appendices and the authors' code.
+A frame of 64x64 pixels goes through four stages, one of 128x128 through five, as in the public code
+of SVG. Encoders return a vector per frame and the feature map of each stage; decoders take a vector
+and, with skip connections, those maps. SRVP's convolutions have no bias, SVG's have one (`bias`).
+Architectures follow the papers' appendices and the authors' code.
+
+The layers have the parameters of PyTorch's own, by name and shape, and the same results; some
+compute them faster (`srvp.models.fast`).
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.func import functional_call
+from torch.nn import functional as F
 
-from srvp.models.fast.winograd import DownConv, FromVector, ToVector, UpConv, UpToImage
+from srvp.models.fast import winograd
+from srvp.models.fast.patches import Overlap, patches
+from srvp.models.interface import VideoShape
+
+IMAGE = 4  # channels of an image, at most
+
+
+class DownConv(nn.Conv2d):
+    """A 4x4 convolution that halves the resolution."""
+
+    def __init__(self, channels: int, out: int, bias: bool = False):
+        super().__init__(channels, out, 4, 2, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(N, C, H, W)` to `(N, O, H / 2, W / 2)`."""
+        if x.is_cuda and self.in_channels <= IMAGE:
+            y = F.linear(patches(x), self.weight.flatten(1), self.bias)
+            return y.permute(0, 3, 1, 2)
+        if _is_wide(self) and winograd.pays(x, self.weight, side=8):
+            return _add_bias(winograd.down(x, self.weight), self.bias)
+        return super().forward(x)
+
+
+class UpConv(nn.ConvTranspose2d):
+    """A transposed 4x4 convolution that doubles the resolution."""
+
+    def __init__(self, channels: int, out: int, bias: bool = False):
+        super().__init__(channels, out, 4, 2, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(N, O, H, W)` to `(N, C, 2H, 2W)`."""
+        if _is_wide(self) and winograd.pays(x, self.weight, side=4):
+            return _add_bias(winograd.up(x, self.weight), self.bias)
+        return super().forward(x)
+
+
+class ToVector(nn.Conv2d):
+    """A 4x4 convolution of a 4x4 map: a linear map, computed as one."""
+
+    def __init__(self, channels: int, out: int, bias: bool = False):
+        super().__init__(channels, out, 4, 1, 0, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(N, C, 4, 4)` to `(N, O, 1, 1)`."""
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        return F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, self.bias)[..., None, None]
+
+
+class FromVector(nn.ConvTranspose2d):
+    """A transposed 4x4 convolution of a 1x1 map: a linear map, computed as one."""
+
+    def __init__(self, channels: int, out: int, bias: bool = False):
+        super().__init__(channels, out, 4, 1, 0, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(N, O, 1, 1)` to `(N, C, 4, 4)`."""
+        weight = self.weight.permute(0, 2, 3, 1)  # (O, 4, 4, C)
+        y = (x.flatten(1) @ weight.flatten(1)).unflatten(1, weight.shape[1:])
+        return _add_bias(y.permute(0, 3, 1, 2), self.bias)
+
+
+class UpToImage(nn.ConvTranspose2d):
+    """A transposed 4x4 convolution that doubles the resolution, to one or three channels.
+
+    So few channels leave a convolution's inner loops nearly empty. Here every pixel's 4x4 patches
+    are one row of a matrix product; overlapping patches are then added up.
+    """
+
+    def __init__(self, channels: int, out: int, bias: bool = False):
+        super().__init__(channels, out, 4, 2, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(N, O, H, W)` to `(N, C, 2H, 2W)`."""
+        if x.is_cuda and self.out_channels <= IMAGE:
+            products = x.permute(0, 2, 3, 1) @ self.weight.flatten(1)
+            return _add_bias(Overlap.apply(products.float()), self.bias)
+        if len(self.weight) < winograd.NARROW or winograd.precision(x) != torch.float32:
+            return super().forward(x)
+        h, w = x.shape[2:]
+        products = x.permute(0, 2, 3, 1).flatten(1, 2) @ self.weight.flatten(1)  # (N, H W, 16C)
+        image = F.fold(products.transpose(1, 2), (2 * h, 2 * w), 4, padding=1, stride=2)
+        return _add_bias(image, self.bias)
+
+
+def _is_wide(layer: nn.Module) -> bool:
+    return min(layer.weight.shape[:2]) >= winograd.NARROW
+
+
+def _add_bias(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x if bias is None else x + bias[:, None, None].to(x.dtype)
 
 
 def conv_block(conv: nn.Module) -> nn.Sequential:
@@ -39,7 +134,7 @@ class Encoder(nn.Module):
     """Frames to vectors, and to the feature maps that skip connections carry.
 
     Args:
-        stages: four modules, each applied to the result of the one before.
+        stages: modules, each applied to the result of the one before.
         head: from the last stage's map to a vector, `(N, nhx, 1, 1)`.
     """
 
@@ -49,7 +144,7 @@ class Encoder(nn.Module):
         self.head = head
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Encode frames `(N, C, 64, 64)` into `(N, nhx)` in [-1, 1] and maps, deepest first."""
+        """Encode frames `(N, C, H, W)` into `(N, nhx)` in [-1, 1] and maps, deepest first."""
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -62,7 +157,7 @@ class Decoder(nn.Module):
 
     Args:
         stem: from a vector as a 1x1 map to the first stage's input.
-        stages: four modules, each applied to the result of the one before.
+        stages: modules, each applied to the result of the one before.
     """
 
     def __init__(self, stem: nn.Module, stages: list[nn.Module]):
@@ -71,7 +166,7 @@ class Decoder(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, vector: Tensor, skips: list[Tensor] | None = None) -> Tensor:
-        """Decode vectors `(N, n)` into frames `(N, C, 64, 64)` in [0, 1].
+        """Decode vectors `(N, n)` into frames `(N, C, H, W)` in [0, 1].
 
         Skip maps `(N / k, C', H', W')` are those of k consecutive vectors each.
         """
@@ -84,7 +179,7 @@ class Decoder(nn.Module):
 def _apply_to_both(stage: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
     """Apply a stage to a map `(N, C, H, W)` joined along channels with its skip map.
 
-    Of a skip map that several frames share, the first convolution's part is computed once.
+    Several frames may share a skip map. The first convolution's part of it is then computed once.
     """
     if len(x) == len(skip):
         return stage(torch.cat([x, skip], dim=1))
@@ -102,37 +197,41 @@ def _apply_to_both(stage: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
     return (y.unflatten(0, (len(skip), -1)) + z[:, None]).flatten(0, 1)
 
 
+def stage_widths(size: int, nf: int) -> list[int]:
+    """Return the channels of each stage for frames of `size` pixels: nf, 2nf, 4nf, 8nf, 8nf, ..."""
+    stages = size.bit_length() - 3  # the last map has 4x4 pixels (DCGAN) or 8x8 (VGG)
+    return [nf * min(2**level, 8) for level in range(stages)]
+
+
 def dcgan_encoder(
-    channels: int, nf: int, nhx: int, bias: bool = False, norm_first: bool = False
+    shape: VideoShape, nf: int, nhx: int, bias: bool = False, norm_first: bool = False
 ) -> Encoder:
-    """Four stride-2 convolutions (maps of 32, 16, 8, 4 pixels).
+    """Stride-2 convolutions (maps of 32, 16, 8, 4 pixels for frames of 64).
 
     The first has no batch norm, unless `norm_first` is set (SVG).
     """
-    conv = DownConv(channels, nf, bias)
+    widths = stage_widths(shape.size, nf)
+    conv = DownConv(shape.channels, nf, bias)
     norm = [nn.BatchNorm2d(nf)] if norm_first else []
     first = nn.Sequential(conv, *norm, nn.LeakyReLU(0.2, inplace=True))
-    stages = [first, *(conv_down(k * nf, 2 * k * nf, bias) for k in (1, 2, 4))]
-    return Encoder(stages, _vector_head(8 * nf, nhx, bias))
+    stages = [first, *(conv_down(a, b, bias) for a, b in pairwise(widths))]
+    return Encoder(stages, _vector_head(widths[-1], nhx, bias))
 
 
-def vgg_encoder(channels: int, nf: int, nhx: int, bias: bool = False) -> Encoder:
-    """Four stages of 3x3 convolutions (maps of 64, 32, 16, 8 pixels), max pooling between them."""
-    widths = [
-        (channels, nf, nf),
-        (nf, 2 * nf, 2 * nf),
-        (2 * nf, 4 * nf, 4 * nf, 4 * nf),
-        (4 * nf, 8 * nf, 8 * nf, 8 * nf),
-    ]
+def vgg_encoder(shape: VideoShape, nf: int, nhx: int, bias: bool = False) -> Encoder:
+    """Stages of 3x3 convolutions (maps of 64, 32, 16, 8 pixels), max pooling between them."""
+    widths = [shape.channels, *stage_widths(shape.size, nf)]
     # Pooling opens a stage rather than closing the one before: skips carry the larger maps.
     stages = [
-        nn.Sequential(*([nn.MaxPool2d(2)] if level else []), *_conv3_chain(w, bias))
-        for level, w in enumerate(widths)
+        nn.Sequential(*([nn.MaxPool2d(2)] if level else []), *_conv3_chain(a, b, level, b, bias))
+        for level, (a, b) in enumerate(pairwise(widths))
     ]
-    return Encoder(stages, nn.Sequential(nn.MaxPool2d(2), _vector_head(8 * nf, nhx, bias)))
+    return Encoder(stages, nn.Sequential(nn.MaxPool2d(2), _vector_head(widths[-1], nhx, bias)))
 
 
-def _conv3_chain(widths: tuple[int, ...], bias: bool) -> list[nn.Module]:
+def _conv3_chain(inputs: int, width: int, level: int, out: int, bias: bool) -> list[nn.Module]:
+    """Two convolutions at the two finest levels, three at the others."""
+    widths = [inputs, *[width] * (1 if level < 2 else 2), out]
     return [conv3(a, b, bias) for a, b in pairwise(widths)]
 
 
@@ -140,30 +239,26 @@ def _vector_head(channels: int, nhx: int, bias: bool) -> nn.Sequential:
     return nn.Sequential(ToVector(channels, nhx, bias), nn.BatchNorm2d(nhx), nn.Tanh())
 
 
-def dcgan_decoder(channels: int, nf: int, n: int, skip: bool, bias: bool = False) -> Decoder:
-    """The encoder's mirror: transposed convolutions, maps of 4, 8, 16, 32 pixels."""
+def dcgan_decoder(shape: VideoShape, nf: int, n: int, skip: bool, bias: bool = False) -> Decoder:
+    """The encoder's mirror: transposed convolutions (maps of 4, 8, 16, 32 pixels)."""
     k = 2 if skip else 1  # a skip connection doubles the input channels of a stage
-    stages = [
-        conv_up(k * 8 * nf, 4 * nf, bias),
-        conv_up(k * 4 * nf, 2 * nf, bias),
-        conv_up(k * 2 * nf, nf, bias),
-        UpToImage(k * nf, channels, bias),
-    ]
-    return Decoder(_vector_stem(n, 8 * nf, bias), stages)
+    widths = stage_widths(shape.size, nf)[::-1]
+    stages = [conv_up(k * a, b, bias) for a, b in pairwise(widths)]
+    stages.append(UpToImage(k * nf, shape.channels, bias))
+    return Decoder(_vector_stem(n, widths[0], bias), stages)
 
 
-def vgg_decoder(channels: int, nf: int, n: int, skip: bool, bias: bool = False) -> Decoder:
-    """The encoder's mirror: nearest upsampling after each stage, maps of 8, 16, 32, 64 pixels."""
+def vgg_decoder(shape: VideoShape, nf: int, n: int, skip: bool, bias: bool = False) -> Decoder:
+    """The encoder's mirror: nearest upsampling after each stage (maps of 8, 16, 32, 64 pixels)."""
     k = 2 if skip else 1
-    widths = [
-        (k * 8 * nf, 8 * nf, 8 * nf, 4 * nf),
-        (k * 4 * nf, 4 * nf, 4 * nf, 2 * nf),
-        (k * 2 * nf, 2 * nf, nf),
+    widths = stage_widths(shape.size, nf)
+    stages = [
+        nn.Sequential(*_conv3_chain(k * a, a, level, b, bias), _upsample())
+        for level, (b, a) in reversed(list(enumerate(pairwise(widths), start=1)))
     ]
-    stages = [nn.Sequential(*_conv3_chain(w, bias), _upsample()) for w in widths]
-    to_image = nn.ConvTranspose2d(nf, channels, 3, 1, 1, bias=bias)
+    to_image = nn.ConvTranspose2d(nf, shape.channels, 3, 1, 1, bias=bias)
     stages.append(nn.Sequential(conv3(k * nf, nf, bias), to_image))
-    return Decoder(nn.Sequential(_vector_stem(n, 8 * nf, bias), _upsample()), stages)
+    return Decoder(nn.Sequential(_vector_stem(n, widths[-1], bias), _upsample()), stages)
 
 
 def _vector_stem(n: int, channels: int, bias: bool) -> nn.Sequential:
@@ -187,9 +282,45 @@ def mlp(inputs: int, hidden: int, outputs: int, layers: int) -> nn.Sequential:
     return nn.Sequential(*modules[:-1])
 
 
+def in_parts(decode: Callable[[Tensor], Tensor], states: Tensor, frames_at_once: int) -> Tensor:
+    """Decode states `(B, T, n)` into frames `(B, T, ...)`; without gradients, a few T at a time.
+
+    Long futures thus take little more memory than the result.
+    """
+    count = max(1, frames_at_once // len(states))
+    if torch.is_grad_enabled() or states.shape[1] <= count:
+        return decode(states)
+    parts = iter(states.split(count, dim=1))
+    part = decode(next(parts))
+    x = part.new_empty(*states.shape[:2], *part.shape[2:])
+    x[:, :count] = part
+    for i, later in enumerate(parts, start=1):
+        x[:, i * count : (i + 1) * count] = decode(later)
+    return x
+
+
 def sample(distribution: Normal, noise: Tensor) -> Tensor:
     """Draw by reparameterisation: mean + std * noise, gradients reaching both."""
     return distribution.mean + distribution.stddev * noise
+
+
+def softplus_normal(raw: Tensor) -> Normal:
+    """Split the last axis into mean and raw scale; std = softplus(raw) + 1e-8."""
+    mean, scale = raw.float().chunk(2, dim=-1)
+    return Normal(mean, F.softplus(scale) + 1e-8, validate_args=False)
+
+
+def repeat_normal(distribution: Normal, samples: int) -> Normal:
+    """Repeat every row of a distribution `samples` times, copies side by side."""
+    mean, std = (
+        x.repeat_interleave(samples, dim=0) for x in (distribution.mean, distribution.stddev)
+    )
+    return Normal(mean, std, validate_args=False)
+
+
+def pick(sequence: Tensor, frames: Tensor) -> Tensor:
+    """Take frames `(B, n)`, by number, of a sequence `(B, T, ...)`: `(B, n, ...)`."""
+    return sequence[torch.arange(len(sequence), device=sequence.device)[:, None], frames]
 
 
 def init_convolutions(module: nn.Module) -> None:

@@ -5,17 +5,19 @@ are translated entry by entry, so that nothing is lost either way.
 """
 
 import json
+import pickle
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from srvp.files import atomic_write, write_json
-from srvp.models.srvp import SRVP, SRVPConfig
+from srvp.models.interface import VideoShape
+from srvp.models.srvp import SRVP, Config
 
-# Keys of the authors' config.json, and ours. `nx`, the frame size, is 64 throughout; `nc`, the
-# number of channels, belongs to the data here.
-CONFIG = {
+# Keys of the authors' config.json, and ours. The frame size `nx` and the number of channels `nc`
+# belong to the data here.
+SIZES = {
     "nf": "nf",
     "nhx": "nhx",
     "ny": "ny",
@@ -45,8 +47,8 @@ PREFIXES = {
 }
 
 # A public mirror of the weights that the authors published.
-PUBLISHED_URL = "https://huggingface.co/nkiyohara/srvp-pretrained-model-mirror/resolve/main"
-PUBLISHED = {
+OFFICIAL_URL = "https://huggingface.co/nkiyohara/srvp-pretrained-model-mirror/resolve/main"
+OFFICIAL = {
     "smmnist": "mmnist/stochastic",
     "dmmnist": "mmnist/deterministic",
     "kth": "kth",
@@ -67,24 +69,24 @@ def official_name(name: str) -> str:
     return f"{PREFIXES[prefix]}.{rest}"
 
 
-def model_config(config: dict, **settings: float) -> SRVPConfig:
+def model_config(config: dict, **settings: float) -> Config:
     """Translate the authors' configuration.
 
     Args:
         config: content of `config.json`. Besides the sizes it may tell `n_euler_steps`,
             `obs_scale`, `beta_y`, `beta_z`, `l2_res` and `res_gain`.
-        settings: of `SRVPConfig`, for what the configuration does not tell. By default
+        settings: of `Config`, for what the configuration does not tell. By default
             `euler_steps` is 1 without skip connections and 2 with them, as in all published models,
             and the objective has the defaults of the authors' code.
 
     Raises:
         ValueError: sizes are missing, or frames are not 64x64.
     """
-    missing = sorted({*CONFIG, "nc", "nx"} - config.keys())
+    missing = sorted({*SIZES, "nc", "nx"} - config.keys())
     if missing or config["nx"] != 64:
         problem = f"lacks {missing}" if missing else f"has nx = {config['nx']}; expected 64"
-        raise ValueError(f"the authors' configuration {problem}")
-    sizes = {ours: config[theirs] for theirs, ours in CONFIG.items()}
+        raise ValueError(f"the official configuration {problem}")
+    sizes = {ours: config[theirs] for theirs, ours in SIZES.items()}
     objective = {
         "euler_steps": config.get("n_euler_steps", 2 if config["skipco"] else 1),
         "obs_scale": 1.0,
@@ -94,7 +96,7 @@ def model_config(config: dict, **settings: float) -> SRVPConfig:
         "res_gain": 1.41,
     }
     objective |= {key: config[key] for key in objective if key in config}
-    return SRVPConfig(transition="residual", **sizes, **objective | settings)
+    return Config(transition="residual", **sizes, **objective | settings)
 
 
 def load(weights: Path | dict[str, Tensor], config: Path | dict, **settings: float) -> SRVP:
@@ -107,26 +109,61 @@ def load(weights: Path | dict[str, Tensor], config: Path | dict, **settings: flo
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: entries are missing, unknown or of another shape: all are listed.
+        ValueError: a file is damaged, or entries are missing, unknown or of another shape.
     """
     if not isinstance(config, dict):
-        config = json.loads(Path(config).read_text())
+        config = _read_config(Path(config))
     if not isinstance(weights, dict):
-        weights = torch.load(weights, map_location="cpu", weights_only=True)
-    model = SRVP(model_config(config, **settings), config["nc"])
-    expected = {official_name(name): name for name in model.state_dict()}
-    own = model.state_dict()
-    problems = [f"{n} is missing" for n in expected if n not in weights]
-    problems += [f"{n} is unknown" for n in weights if n not in expected]
+        weights = _read_weights(Path(weights))
+    weights = _unwrapped(weights)
+    model = SRVP(model_config(config, **settings), VideoShape(config["nc"], config["nx"]))
+    own = {official_name(name): (name, value) for name, value in model.state_dict().items()}
+    problems = [f"{n} is missing" for n in own if n not in weights]
+    problems += [f"{n} is unknown" for n in weights if n not in own]
     problems += [
-        f"{theirs} is {tuple(weights[theirs].shape)}, expected {tuple(own[ours].shape)}"
-        for theirs, ours in expected.items()
-        if theirs in weights and weights[theirs].shape != own[ours].shape
+        f"{name} is {tuple(weights[name].shape)}, expected {tuple(value.shape)}"
+        for name, (_, value) in own.items()
+        if name in weights and weights[name].shape != value.shape
     ]
     if problems:
-        raise ValueError(f"the checkpoint does not fit its configuration: {'; '.join(problems)}")
-    model.load_state_dict({ours: weights[theirs] for theirs, ours in expected.items()})
+        raise ValueError(
+            f"the checkpoint does not fit its configuration in {len(problems)} of {len(own)} "
+            f"entries: {'; '.join(problems[:3])}{'; ...' if len(problems) > 3 else ''}"
+        )
+    model.load_state_dict({name: weights[theirs] for theirs, (name, _) in own.items()})
     return model.eval()
+
+
+def _read_config(path: Path) -> dict:
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no official configuration ({error})") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is no official configuration: expected sizes by name")
+    return config
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+        line = str(error).splitlines()[0] if str(error) else "it is empty"
+        raise ValueError(f"{path} is no checkpoint of weights ({line})") from None
+    if not isinstance(weights, dict):
+        raise ValueError(f"{path} holds a {type(weights).__name__}, expected a state dict")
+    return weights
+
+
+def _unwrapped(weights: dict) -> dict[str, Tensor]:
+    """Return the state dict of a checkpoint that wraps it, without the prefix of DataParallel."""
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(weights.get(key), dict):
+            weights = weights[key]
+    weights = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    if weights and all(name.startswith("module.") for name in weights):
+        weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    return weights
 
 
 def save(model: SRVP, folder: Path) -> None:
@@ -136,16 +173,18 @@ def save(model: SRVP, folder: Path) -> None:
         ValueError: the model is an ablation, for which the authors' format has no place.
     """
     if model.config.transition != "residual" or model.config.nz == 0:
-        raise ValueError("the authors' format holds SRVP alone: no mlp or gru transition, and a z")
-    config = {theirs: getattr(model.config, ours) for theirs, ours in CONFIG.items()}
+        raise ValueError("the official format holds only SRVP: no mlp or gru transition, and a z")
+    config = {theirs: getattr(model.config, ours) for theirs, ours in SIZES.items()}
     weights = {official_name(n): t.cpu().contiguous() for n, t in model.state_dict().items()}
     with atomic_write(Path(folder) / "model.pt") as temporary:
         torch.save(weights, temporary)
-    write_json(Path(folder) / "config.json", {"nx": 64, "nc": model.channels, **config})
+    write_json(
+        Path(folder) / "config.json", {"nx": model.shape.size, "nc": model.shape.channels, **config}
+    )
 
 
-def load_published(name: str, folder: Path) -> SRVP:
-    """Load the authors' published weights, fetched into `folder` if they are not there yet.
+def load_official(name: str, folder: Path) -> SRVP:
+    """Load the authors' weights, fetched into `folder` if they are not there yet.
 
     Args:
         name: `smmnist`, `dmmnist`, `kth`, `human36m` or `bair`.
@@ -155,11 +194,11 @@ def load_published(name: str, folder: Path) -> SRVP:
         ValueError: another name.
         ConnectionError: the weights cannot be fetched; the message says where they lie.
     """
-    if name not in PUBLISHED:
-        raise ValueError(f"{name!r} is not published; expected one of {sorted(PUBLISHED)}")
+    if name not in OFFICIAL:
+        raise ValueError(f"{name!r} has no official weights; expected one of {sorted(OFFICIAL)}")
     files = {file: Path(folder) / name / file for file in ("model.pt", "config.json")}
     for file, path in files.items():
-        url = f"{PUBLISHED_URL}/{PUBLISHED[name]}/{file}"
+        url = f"{OFFICIAL_URL}/{OFFICIAL[name]}/{file}"
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             if not path.exists():

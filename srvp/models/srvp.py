@@ -4,9 +4,8 @@ The generative model (section 3.1 of the paper), for a video x_1, ..., x_T:
 
     y_1     ~ N(0, I)                               first state
     z_{t+1} ~ N(mu_theta(y_t), sigma_theta(y_t))    stochastic variable of a frame, the prior p
-    y_{t+1} = y_t + dt f_theta(y_t, z_{t+1})        residual update: `euler_steps` of them a frame,
-                                                    dt = 1 / euler_steps, all with the same z_{t+1}
-                                                    (`transition` has the paper's ablations of it)
+    y_{t+1} = y_t + dt f_theta(y_t, z_{t+1})        residual update, `euler_steps` times per frame,
+                                                    dt = 1 / euler_steps, each with the same z_{t+1}
     x_t     ~ N(g_theta(y_t, w), nu)                frame; w is the content, the same at all times
 
 and the approximate posterior (section 3.2), with encodings h_t of the frames:
@@ -20,60 +19,70 @@ and the approximate posterior (section 3.2), with encodings h_t of the frames:
               y_1 -> y_2 -> y_3  ...-> y_T       states
                      z_2    z_3  ...   z_T       z_t moves the state from frame t - 1 to frame t
 
-Shapes: B videos, T frames, C channels; x (B, T, C, 64, 64) in [0, 1]; h (B, T, nhx);
+Shapes: B clips, T frames, C channels; x (B, T, C, H, W) in [0, 1]; h (B, T, nhx);
 y (B, T, ny); z (B, T - 1, nz), z[:, 0] being the paper's z_2; w (B, nh_inf).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
-from torch.nn import functional as F
 
-from srvp.config import ConfigError, Count, ModelConfig, Real, Whole, register_model
 from srvp.models import networks
+from srvp.models.ablations import GRUTransition, MLPTransition
 from srvp.models.fast.unroll import unroll_mlp
+from srvp.models.interface import Clips, ModelConfig, VideoModel, VideoShape
+from srvp.schema import ConfigError, Count, Real, Whole
+
+FRAMES_AT_ONCE = 1024  # decoded together in prediction: their maps take up to 0.65 MB each
 
 
 @dataclass(frozen=True)
-class SRVPConfig(ModelConfig):
-    """Sizes and objective of SRVP, in the paper's and the authors' symbols."""
+class Config(ModelConfig):
+    """Sizes and objective, in the paper's and the authors' symbols."""
 
     architecture: Literal["dcgan", "vgg"]
     skip_connections: bool
-    nf: Count  # channels of the encoder's first stage
-    nhx: Count  # size of a frame's encoding h
     ny: Count  # size of the state y
     nz: Whole  # size of the stochastic variable z; 0 for the deterministic ablation without z
-    transition: Literal["residual", "mlp", "gru"]  # SRVP, or one of the paper's ablations
     inference_frames: Count  # k: frames that the content w and the first state are inferred from
-    nh_inf: Count  # hidden units of the inference networks, and size of w
-    nlayers_inf: Count  # linear maps of q(y_1)
-    nh_res: Count  # hidden units of the prior of z and of the dynamics f
-    nlayers_res: Count  # linear maps of either
     res_gain: Real  # gain of the orthogonal initialisation of f
     euler_steps: Count  # residual updates per frame in training: dt = 1 / euler_steps
     obs_scale: Real  # sqrt(nu): standard deviation of a pixel around its decoded mean
-    beta_y: Real  # weight of KL(q(y_1) || p(y_1))
     beta_z: Real  # weight of KL(q(z) || p(z))
-    l2_res: Real  # weight of the norm of the residuals
+    transition: Literal["residual", "mlp", "gru"] = "residual"  # or one of the paper's ablations
+    nf: Count = 64  # channels of the encoder's first stage
+    nhx: Count = 128  # size of a frame's encoding h
+    nh_inf: Count = 256  # hidden units of the inference networks, and size of w
+    nlayers_inf: Count = 3  # linear maps of q(y_1)
+    nh_res: Count = 512  # hidden units of the prior of z and of the dynamics f
+    nlayers_res: Count = 4  # linear maps of either
+    beta_y: Real = 1.0  # weight of KL(q(y_1) || p(y_1))
+    l2_res: Real = 1.0  # weight of the norm of the residuals
 
     def __post_init__(self) -> None:
         if self.transition != "residual" and self.euler_steps != 1:
             raise ConfigError(
-                f"model.euler_steps is {self.euler_steps}, but a {self.transition} transition "
+                f"euler_steps is {self.euler_steps}, but a {self.transition} transition "
                 "moves from frame to frame: write 1"
             )
+
+    def build(self, shape: VideoShape) -> "SRVP":
+        return SRVP(self, shape)
 
     @property
     def frames_needed(self) -> int:
         return self.inference_frames
 
     @property
-    def takes_euler_steps(self) -> bool:
-        return self.transition == "residual"
+    def predict_options(self) -> Mapping[str, Any]:
+        return {"euler_steps": Count, "every_step": bool} if self.transition == "residual" else {}
+
+    def describe_options(self, options: Mapping[str, Any]) -> str:
+        return f"dt = 1/{options['euler_steps']}" if "euler_steps" in options else ""
 
 
 class Noise(NamedTuple):
@@ -83,8 +92,8 @@ class Noise(NamedTuple):
     z: Tensor  # (B, T - 1, nz)
 
 
-class Draws(NamedTuple):
-    """Every random choice of a training step: with them, the step is a function."""
+class Randomness(NamedTuple):
+    """Every random choice of a training step."""
 
     noise: Noise
     content_frames: Tensor  # (B, k) distinct frame indices that w is inferred from
@@ -92,7 +101,7 @@ class Draws(NamedTuple):
 
 
 class Inference(NamedTuple):
-    """What the given frames tell: parameters of the posterior, content and skip maps."""
+    """Result of inference: parameters of the posterior, content and skip maps."""
 
     q_y: Normal  # (B, ny)
     q_z: Normal  # (B, T - 1, nz) for T given frames
@@ -101,9 +110,9 @@ class Inference(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """A video passed through the posterior: reconstruction and all that the ELBO needs."""
+    """A clip passed through the posterior: reconstruction and all that the ELBO needs."""
 
-    x: Tensor  # (B, T, C, 64, 64) means of the frames
+    x: Tensor  # (B, T, C, H, W) means of the frames
     y: Tensor  # (B, T, ny)
     q_y: Normal  # (B, ny)
     q_z: Normal  # (B, T - 1, nz)
@@ -114,12 +123,12 @@ class Reconstruction(NamedTuple):
 class Prediction(NamedTuple):
     """Frames that follow the given ones, and their states."""
 
-    x: Tensor  # (B, frames, C, 64, 64)
+    x: Tensor  # (B, frames, C, H, W)
     y: Tensor  # (B, frames, ny)
 
 
 class Loss(NamedTuple):
-    """Terms of the negative ELBO, in nats per video: summed over time, pixels and dimensions."""
+    """Terms of the negative ELBO, in nats per clip: summed over time, pixels and dimensions."""
 
     total: Tensor  # nll + beta_y kl_y + beta_z kl_z + l2_res residual
     nll: Tensor  # -log p(x | y, w), constants included
@@ -128,38 +137,8 @@ class Loss(NamedTuple):
     residual: Tensor  # sum over updates of the Euclidean norm of dt * f(y, z)
 
 
-def _dynamics(c: SRVPConfig) -> nn.Sequential:
-    f = networks.mlp(c.ny + c.nz, c.nh_res, c.ny, c.nlayers_res)
-    networks.init_orthogonal(f, c.res_gain)
-    return f
-
-
-class Transition(nn.Module):
-    """From states to the next ones. `forward` is given the z of one frame, `unroll` of many."""
-
-    # With this loop compiled by TorchInductor (torch 2.11) on a GPU, the mean loss of some 190
-    # steps was NaN, or memory was read that is not there.
-    @torch.compiler.disable
-    def unroll(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
-        """Unroll the states of frames 1, ..., T from y_1 `(B, ny)` and z `(B, T - 1, nz)`.
-
-        Returns:
-            States at whole times `(B, T, ny)` and residuals `(B, (T - 1) * euler_steps, ny)`.
-        """
-        states, residuals = [y], [y.new_empty(len(y), 0, y.shape[-1])]  # T may be 1
-        for z_t in z.unbind(dim=1):
-            steps, step_residuals = self(states[-1], z_t, euler_steps)
-            states.append(steps[:, -1])
-            residuals.append(step_residuals)
-        return torch.stack(states, dim=1), torch.cat(residuals, dim=1)
-
-
-class ResidualTransition(Transition):
-    """y <- y + dt f(y, z), the Euler method for dy/dt = f: the transition of SRVP."""
-
-    def __init__(self, c: SRVPConfig):
-        super().__init__()
-        self.f = _dynamics(c)
+class ResidualTransition(MLPTransition):
+    """y <- y + dt f(y, z), the Euler method for dy/dt = f: from states to the next ones."""
 
     def forward(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
         """Move states `(B, ny)` from one frame to the next, all steps with the same z `(B, nz)`.
@@ -174,64 +153,25 @@ class ResidualTransition(Transition):
             states.append(y)
         return torch.stack(states, dim=1), torch.stack(residuals, dim=1)
 
-    def unroll(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
-        """As `Transition.unroll`; on a GPU, which small products keep waiting, by `unroll_mlp`."""
-        if not y.is_cuda or z.shape[1] == 0:
-            return super().unroll(y, z, euler_steps)
-        states, residuals = unroll_mlp(self.f, y, z, euler_steps)
-        return torch.cat([y[:, None], states], dim=1), residuals
+
+def build_transition(c: Config) -> nn.Module:
+    """Build the residual transition, or the ablation that `transition` names."""
+    if c.transition == "gru":
+        return GRUTransition(c.ny, c.nz)
+    f = networks.mlp(c.ny + c.nz, c.nh_res, c.ny, c.nlayers_res)
+    networks.init_orthogonal(f, c.res_gain)
+    return MLPTransition(f) if c.transition == "mlp" else ResidualTransition(f)
 
 
-class MLPTransition(Transition):
-    """y_{t+1} = f(y_t, z_{t+1}): the ablation without the identity of the residual update."""
+class SRVP(VideoModel):
+    """Stochastic latent residual video predictor."""
 
-    def __init__(self, c: SRVPConfig):
-        super().__init__()
-        self.f = _dynamics(c)
-
-    def forward(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
-        """As `ResidualTransition`, in one step and without residuals."""
-        return _one_step(self.f(torch.cat([y, z], dim=-1)), euler_steps)
-
-
-class GRUTransition(Transition):
-    """y_{t+1} = GRU(y_t, z_{t+1}): the ablation with a gated cell, y its hidden state."""
-
-    def __init__(self, c: SRVPConfig):
-        super().__init__()
-        self.cell = nn.GRUCell(c.nz, c.ny)
-
-    def forward(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
-        """As `ResidualTransition`, in one step and without residuals."""
-        return _one_step(self.cell(z, y), euler_steps)
-
-
-def _one_step(y: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
-    if euler_steps != 1:
-        raise ValueError(f"{euler_steps} Euler steps asked for: this transition knows frames only")
-    return y[:, None], y.new_empty(len(y), 0, y.shape[-1])
-
-
-TRANSITIONS = {"residual": ResidualTransition, "mlp": MLPTransition, "gru": GRUTransition}
-
-
-@register_model("srvp", SRVPConfig)
-class SRVP(nn.Module):
-    """Stochastic latent residual video predictor.
-
-    Args:
-        config: sizes and objective.
-        channels: of the frames, C.
-    """
-
-    def __init__(self, config: SRVPConfig, channels: int):
-        super().__init__()
-        c = self.config = config
-        self.channels = channels
-        self.encoder = networks.ENCODERS[c.architecture](channels, c.nf, c.nhx)
-        self.decoder = networks.DECODERS[c.architecture](
-            channels, c.nf, c.nh_inf + c.ny, c.skip_connections
-        )
+    def __init__(self, config: Config, shape: VideoShape):
+        super().__init__(config, shape)
+        c = config
+        self.encoder = networks.ENCODERS[c.architecture](shape, c.nf, c.nhx)
+        decoder = networks.DECODERS[c.architecture]
+        self.decoder = decoder(shape, c.nf, c.nh_inf + c.ny, c.skip_connections)
         self.w_frame = nn.Sequential(nn.Linear(c.nhx, c.nh_inf), nn.ReLU(inplace=True))
         self.w_video = nn.Sequential(nn.Linear(c.nh_inf, c.nh_inf), nn.Tanh())
         self.q_y = networks.mlp(c.inference_frames * c.nhx, c.nh_inf, 2 * c.ny, c.nlayers_inf)
@@ -239,29 +179,23 @@ class SRVP(nn.Module):
             self.q_z_lstm = nn.LSTM(c.nhx, c.nh_inf, batch_first=True)
             self.q_z = nn.Linear(c.nh_inf, 2 * c.nz)
             self.p_z = networks.mlp(c.ny, c.nh_res, 2 * c.nz, c.nlayers_res)
-        self.transition = TRANSITIONS[c.transition](c)
+        self.transition = build_transition(c)
         networks.init_convolutions(self.encoder)
         networks.init_convolutions(self.decoder)  # the rest keeps PyTorch's initialisation
 
-    def draw_noise(self, videos: int, frames: int, generator: torch.Generator) -> Noise:
-        """Draw the noise of `videos` sequences of `frames` frames, given and predicted ones."""
-        c, device = self.config, generator.device
-        return Noise(
-            y=torch.randn(videos, c.ny, generator=generator, device=device),
-            z=torch.randn(videos, frames - 1, c.nz, generator=generator, device=device),
-        )
+    def draw_noise(self, count: int, frames: int, generator: torch.Generator) -> Noise:
+        random = {"generator": generator, "device": generator.device}
+        y = torch.randn(count, self.config.ny, **random)
+        return Noise(y, torch.randn(count, frames - 1, self.config.nz, **random))
 
-    def draw(self, videos: int, frames: int, generator: torch.Generator) -> Draws:
-        """Draw the randomness of a training step on `videos` sequences of `frames` frames."""
-        device = generator.device
-        order = torch.rand(videos, frames, generator=generator, device=device).argsort(dim=1)
-        return Draws(
-            noise=self.draw_noise(videos, frames, generator),
-            content_frames=order[:, : self.config.inference_frames],
-            skip_frame=torch.randint(frames, (videos,), generator=generator, device=device),
-        )
-
-    # Inference: from frames to the posterior.
+    def draw_randomness(
+        self, count: int, frames: int, step: int, generator: torch.Generator
+    ) -> Randomness:
+        random = {"generator": generator, "device": generator.device}
+        order = torch.rand(count, frames, **random).argsort(dim=1)
+        noise = self.draw_noise(count, frames, generator)
+        skip_frame = torch.randint(frames, (count,), **random)
+        return Randomness(noise, order[:, : self.config.inference_frames], skip_frame)
 
     def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Encode every frame: h `(B, T, nhx)` and maps `(B, T, C', H', W')`, deepest first."""
@@ -269,27 +203,22 @@ class SRVP(nn.Module):
         return h.unflatten(0, x.shape[:2]), [m.unflatten(0, x.shape[:2]) for m in maps]
 
     def infer(
-        self, x: Tensor, content_frames: Tensor | None = None, skip_frame: Tensor | None = None
+        self,
+        clips: Clips | Tensor,
+        content_frames: Tensor | None = None,
+        skip_frame: Tensor | None = None,
     ) -> Inference:
-        """Infer content and posterior from frames `(B, T, C, 64, 64)`, T at least k.
+        """Infer content and posterior from at least k given frames.
 
-        Args:
-            x: the given frames.
-            content_frames: `(B, k)` indices of the frames that w is inferred from; by default the
-                last k, as the authors do outside training.
-            skip_frame: `(B,)` index of the frame that skip connections come from; by default the
-                last one.
+        By number, `content_frames` `(B, k)` are the frames that w is inferred from, `skip_frame`
+        `(B,)` the one that skip connections come from; by default the last k and the last.
         """
-        k = self.config.inference_frames
-        if x.shape[1] < k:
-            raise ValueError(f"{x.shape[1]} frames given; the model needs {k} (inference_frames)")
+        k, x = self.config.inference_frames, self.check_shape(clips).frames
         h, skips = self._encode(x, skip_frame)
-        return Inference(
-            q_y=_normal(self.q_y(h[:, :k].flatten(1))),
-            q_z=self.infer_z(h),
-            w=self.infer_content(h[:, -k:] if content_frames is None else _pick(h, content_frames)),
-            skips=skips,
-        )
+        # Autograd adds gradients of h up in this order: another would round otherwise.
+        q_y, q_z = networks.softplus_normal(self.q_y(h[:, :k].flatten(1))), self.infer_z(h)
+        seen = h[:, -k:] if content_frames is None else networks.pick(h, content_frames)
+        return Inference(q_y, q_z, self.infer_content(seen), skips)
 
     def infer_content(self, h: Tensor) -> Tensor:
         """Infer w `(B, nh_inf)` from encodings `(B, k, nhx)`, whatever their order."""
@@ -298,26 +227,24 @@ class SRVP(nn.Module):
     def infer_z(self, h: Tensor) -> Normal:
         """q(z_t | x_1, ..., x_t) for t = 2, ..., T: from `(B, T, nhx)` to `(B, T - 1, nz)`."""
         if self.config.nz == 0:
-            return _normal(h.new_empty(len(h), h.shape[1] - 1, 0))
-        return _normal(self.q_z(self.q_z_lstm(h)[0][:, 1:]))
+            return networks.softplus_normal(h.new_empty(len(h), h.shape[1] - 1, 0))
+        return networks.softplus_normal(self.q_z(self.q_z_lstm(h)[0][:, 1:]))
 
     def _encode(self, x: Tensor, skip_frame: Tensor | None) -> tuple[Tensor, list[Tensor] | None]:
-        # Of the maps, none but those of the skips outlive this call: compiled code would keep all
-        # of them, and their gradients, until the end of the step.
+        # Only the maps of the skips outlive this call: compiled code would keep all of them, and
+        # their gradients, until the end of the step.
         h, maps = self.encode(x)
         if not self.config.skip_connections:
             return h, None
         if skip_frame is None:
             return h, [m[:, -1] for m in maps]
-        return h, [_pick(m, skip_frame[:, None])[:, 0] for m in maps]
-
-    # Generation: from states to frames.
+        return h, [networks.pick(m, skip_frame[:, None])[:, 0] for m in maps]
 
     def prior(self, y: Tensor) -> Normal:
         """p(z_{t+1} | y_t): from `(..., ny)` to a distribution over `(..., nz)`."""
         if self.config.nz == 0:
-            return _normal(y.new_empty(*y.shape[:-1], 0))
-        return _normal(self.p_z(y))
+            return networks.softplus_normal(y.new_empty(*y.shape[:-1], 0))
+        return networks.softplus_normal(self.p_z(y))
 
     def rollout(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
         """Unroll the states of frames 1, ..., T from y_1 `(B, ny)` and z `(B, T - 1, nz)`.
@@ -325,18 +252,27 @@ class SRVP(nn.Module):
         Returns:
             States at whole times `(B, T, ny)` and residuals `(B, (T - 1) * euler_steps, ny)`.
         """
-        return self.transition.unroll(y, z, euler_steps)
+        if y.is_cuda and z.shape[1] and isinstance(self.transition, ResidualTransition):
+            # Small products keep a GPU waiting.
+            states, residuals = unroll_mlp(self.transition.f, y, z, euler_steps)
+            return torch.cat([y[:, None], states], dim=1), residuals
+        return self._rollout(y, z, euler_steps)
+
+    # With this loop compiled by TorchInductor (torch 2.11) on a GPU, the mean loss of some 190
+    # steps was NaN, or memory was read that is not there.
+    @torch.compiler.disable
+    def _rollout(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
+        states, residuals = [y], [y.new_empty(len(y), 0, y.shape[-1])]  # T may be 1
+        for z_t in z.unbind(dim=1):
+            steps, step_residuals = self.transition(states[-1], z_t, euler_steps)
+            states.append(steps[:, -1])
+            residuals.append(step_residuals)
+        return torch.stack(states, dim=1), torch.cat(residuals, dim=1)
 
     def generate(
         self, y: Tensor, noise_z: Tensor, euler_steps: int, every_step: bool = False
     ) -> Tensor:
-        """Unroll states under the prior, from a frame's `(B, ny)`, without that frame.
-
-        Args:
-            y: states to start from.
-            noise_z: standard normal `(B, frames, nz)`.
-            euler_steps: steps per frame.
-            every_step: also return the states between frames, `euler_steps` per frame.
+        """Unroll the states that follow y `(B, ny)` under the prior, with noise `(B, frames, nz)`.
 
         Returns:
             States `(B, frames, ny)`, or `(B, frames * euler_steps, ny)` with `every_step`.
@@ -349,54 +285,48 @@ class SRVP(nn.Module):
         return torch.cat(states, dim=1)
 
     def decode(self, w: Tensor, y: Tensor, skips: list[Tensor] | None) -> Tensor:
-        """Decode states `(B, T, ny)` with content `(B, nh_inf)` into frames `(B, T, C, 64, 64)`.
+        """Decode states `(B, T, ny)` with content `(B, nh_inf)` into frames `(B, T, C, H, W)`.
 
         Skip maps `(B / S, C', H', W')` are those of S consecutive rows each.
         """
-        w = w[:, None].expand(-1, y.shape[1], -1)
-        vectors = torch.cat([w, y], dim=-1).flatten(0, 1)
-        return self.decoder(vectors, skips).unflatten(0, y.shape[:2])
 
-    # The two passes: reconstruct given frames, predict those that follow.
+        def decode(y: Tensor) -> Tensor:
+            vectors = torch.cat([w[:, None].expand(-1, y.shape[1], -1), y], dim=-1).flatten(0, 1)
+            return self.decoder(vectors, skips).unflatten(0, y.shape[:2])
 
-    def forward(self, x: Tensor, draws: Draws) -> Reconstruction:
-        """Pass a video `(B, T, C, 64, 64)` through the posterior (training)."""
-        q_y, q_z, w, skips = self.infer(x, draws.content_frames, draws.skip_frame)
-        z = networks.sample(q_z, draws.noise.z)
-        y, residuals = self.rollout(networks.sample(q_y, draws.noise.y), z, self.config.euler_steps)
-        return Reconstruction(
-            x=self.decode(w, y, skips),
-            y=y,
-            q_y=q_y,
-            q_z=q_z,
-            p_z=self.prior(y[:, :-1]),
-            residuals=residuals,
-        )
+        return networks.in_parts(decode, y, FRAMES_AT_ONCE)
 
-    def loss(self, x: Tensor, draws: Draws) -> Loss:
-        """The negative ELBO of videos `(B, T, C, 64, 64)`, averaged over B (equation 9).
+    def forward(self, clips: Clips | Tensor, randomness: Randomness) -> Reconstruction:
+        noise, content_frames, skip_frame = randomness
+        q_y, q_z, w, skips = self.infer(clips, content_frames, skip_frame)
+        z = networks.sample(q_z, noise.z)
+        y, residuals = self.rollout(networks.sample(q_y, noise.y), z, self.config.euler_steps)
+        x, p_z = self.decode(w, y, skips), self.prior(y[:, :-1])
+        return Reconstruction(x, y, q_y, q_z, p_z, residuals)
 
-        Every term is a sum over frames, pixels and dimensions, divided by the number of videos
-        once. The pixels' likelihood keeps its constant, so that the loss can be negative.
+    def _loss(self, clips: Clips, randomness: Randomness, objective: str) -> Loss:
+        """The negative ELBO (equation 9): sums over frames, pixels and dimensions per clip.
+
+        The pixels' likelihood keeps its constant, so that the loss can be negative.
         """
-        c, out, videos = self.config, self(x, draws), len(x)
+        c, x = self.config, clips.frames
+        out = self(clips, randomness)
         # Scales as tensors of the device: a number would be copied there, which waits for it.
         scale, one = x.new_full((), c.obs_scale), x.new_ones(())
-        nll = -Normal(out.x.float(), scale, validate_args=False).log_prob(x).sum() / videos
+        nll = -Normal(out.x.float(), scale, validate_args=False).log_prob(x).sum() / len(x)
         standard = Normal(torch.zeros_like(out.q_y.mean), one, validate_args=False)
-        kl_y = kl_divergence(out.q_y, standard).sum() / videos
-        kl_z = kl_divergence(out.q_z, out.p_z).sum() / videos
-        residual = out.residuals.norm(dim=-1).sum() / videos
+        kl_y = kl_divergence(out.q_y, standard).sum() / len(x)
+        kl_z = kl_divergence(out.q_z, out.p_z).sum() / len(x)
+        residual = out.residuals.norm(dim=-1).sum() / len(x)
         total = nll + c.beta_y * kl_y + c.beta_z * kl_z + c.l2_res * residual
         return Loss(total, nll, kl_y, kl_z, residual)
 
-    def condition(self, x: Tensor) -> Inference:
-        """Take in the conditioning frames `(B, T, C, 64, 64)`, once for any number of samples."""
-        return self.infer(x)
+    def _condition(self, clips: Clips) -> Inference:
+        return self.infer(clips)
 
-    def predict(
+    def _predict(
         self,
-        given: Inference,
+        state: Inference,
         frames: int,
         noise: Noise,
         euler_steps: int | None = None,
@@ -404,56 +334,18 @@ class SRVP(nn.Module):
     ) -> Prediction:
         """Sample futures: z from the posterior for the given frames, from the prior after them.
 
-        Without z the future is certain: the first state is then the posterior's mean.
+        Without z the future is certain: the first state is then the posterior's mean. The given
+        frames always take the training's Euler steps (the authors' protocol).
 
-        Args:
-            given: what `condition` returned for T frames of B videos.
-            frames: how many to predict.
-            noise: of S futures per video and T + frames frames, the futures of a video together:
-                `draw_noise(B * S, T + frames, generator)`.
-            euler_steps: steps per predicted frame, by default as in training; the given frames
-                are always passed with the training's steps (the authors' protocol).
-            every_step: also return what lies between frames: `euler_steps` frames for each.
-
-        Returns:
-            Predicted frames and states `(B * S, frames, ...)`.
+        `euler_steps` are the steps per predicted frame, by default as in training. With
+        `every_step`, the frame after every step is returned, `euler_steps` for each whole time.
         """
-        given = _repeat(given, len(noise.y) // len(given.w))
-        passed = given.q_z.mean.shape[1]
-        z = networks.sample(given.q_z, noise.z[:, :passed])
-        y_1 = networks.sample(given.q_y, noise.y) if self.config.nz else given.q_y.mean
+        q_y, q_z, w, skips = state  # all samples of a clip share the skip maps
+        samples, passed = len(noise.y) // len(w), q_z.mean.shape[1]
+        z = networks.sample(networks.repeat_normal(q_z, samples), noise.z[:, :passed])
+        q_y = networks.repeat_normal(q_y, samples)
+        y_1 = networks.sample(q_y, noise.y) if self.config.nz else q_y.mean
         states, _ = self.rollout(y_1, z, self.config.euler_steps)
-        steps = euler_steps or self.config.euler_steps
         future = noise.z[:, passed : passed + frames]
-        y = self.generate(states[:, -1], future, steps, every_step)
-        return Prediction(self.decode(given.w, y, given.skips), y)
-
-
-def _normal(raw: Tensor) -> Normal:
-    """Split the last axis into mean and raw scale; std = softplus(raw) + 1e-8."""
-    mean, scale = raw.float().chunk(2, dim=-1)
-    return Normal(mean, F.softplus(scale) + 1e-8, validate_args=False)
-
-
-def _pick(sequence: Tensor, frames: Tensor) -> Tensor:
-    """Take frames `(B, n)` of a sequence `(B, T, ...)`: `(B, n, ...)`."""
-    return sequence[torch.arange(len(sequence), device=sequence.device)[:, None], frames]
-
-
-def _repeat(given: Inference, samples: int) -> Inference:
-    """Repeat every video's inference `samples` times, copies standing together.
-
-    But for the skip maps, which all samples share.
-    """
-    if samples == 1:
-        return given
-
-    def repeat(x: Tensor) -> Tensor:
-        return x.repeat_interleave(samples, dim=0)
-
-    def repeat_normal(p: Normal) -> Normal:
-        return Normal(repeat(p.mean), repeat(p.stddev), validate_args=False)
-
-    return given._replace(
-        q_y=repeat_normal(given.q_y), q_z=repeat_normal(given.q_z), w=repeat(given.w)
-    )
+        y = self.generate(states[:, -1], future, euler_steps or self.config.euler_steps, every_step)
+        return Prediction(self.decode(w.repeat_interleave(samples, dim=0), y, skips), y)

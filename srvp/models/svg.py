@@ -35,7 +35,7 @@ The authors step an Adam optimizer per network (five, without a learned prior fo
 same settings. Adam treats every parameter on its own, so that one Adam over all parameters makes
 the same steps.
 
-Shapes: B videos, T frames, C channels; x (B, T, C, 64, 64) in [0, 1]; h and g (B, T, g_dim);
+Shapes: B clips, T frames, C channels; x (B, T, C, H, W) in [0, 1]; h and g (B, T, g_dim);
 z (B, T - 1, z_dim), z[:, 0] being z_2 above.
 """
 
@@ -50,8 +50,9 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from srvp.config import Count, ModelConfig, Real, register_model
 from srvp.models import networks
+from srvp.models.interface import Clips, ModelConfig, VideoModel, VideoShape
+from srvp.schema import Count, Real
 
 ENCODERS = {
     "dcgan": partial(networks.dcgan_encoder, bias=True, norm_first=True),
@@ -59,38 +60,31 @@ ENCODERS = {
 }
 DECODERS = {name: partial(d, skip=True, bias=True) for name, d in networks.DECODERS.items()}
 
-State = tuple[Tensor, Tensor]  # of an LSTM: hidden and cell, (layers, B, rnn_size)
+LSTMState = tuple[Tensor, Tensor]  # hidden and cell, (layers, B, rnn_size)
 
 
 @dataclass(frozen=True)
-class SVGConfig(ModelConfig):
-    """Sizes and objective that both variants have, in the authors' symbols."""
+class Config(ModelConfig):
+    """Sizes and objective, in the authors' symbols."""
 
+    prior: Literal["learned", "fixed"]  # SVG-LP or SVG-FP
     architecture: Literal["dcgan", "vgg"]
-    nf: Count  # channels of the encoder's first stage
-    g_dim: Count  # size of a frame's encoding h, and of the predictor's output g
     z_dim: Count  # size of the stochastic variable z
-    rnn_size: Count  # hidden units of every LSTM
-    predictor_layers: Count  # LSTM layers of the predictor
-    posterior_layers: Count  # LSTM layers of the posterior
     conditioning_frames: Annotated[int, 2]  # P: skips come from no later frame than P - 1
     beta: Real  # weight of the KL
+    nf: Count = 64  # channels of the encoder's first stage
+    g_dim: Count = 128  # size of a frame's encoding h, and of the predictor's output g
+    rnn_size: Count = 256  # hidden units of every LSTM
+    predictor_layers: Count = 2  # LSTM layers of the predictor
+    posterior_layers: Count = 1  # LSTM layers of the posterior
+    prior_layers: Count = 1  # LSTM layers of a learned prior
+
+    def build(self, shape: VideoShape) -> "SVG":
+        return SVG(self, shape)
 
     @property
     def frames_needed(self) -> int:
         return self.conditioning_frames
-
-
-@dataclass(frozen=True)
-class SVGLPConfig(SVGConfig):
-    """SVG with a learned prior."""
-
-    prior_layers: Count  # LSTM layers of the prior
-
-
-@dataclass(frozen=True)
-class SVGFPConfig(SVGConfig):
-    """SVG with the fixed prior N(0, I)."""
 
 
 class Noise(NamedTuple):
@@ -99,7 +93,7 @@ class Noise(NamedTuple):
     z: Tensor  # (B, T - 1, z_dim)
 
 
-class Given(NamedTuple):
+class State(NamedTuple):
     """What the given frames tell."""
 
     h: Tensor  # (B, T, g_dim) encodings
@@ -110,7 +104,7 @@ class Given(NamedTuple):
 class Reconstruction(NamedTuple):
     """A video predicted frame by frame from its own past, z drawn from the posterior."""
 
-    x: Tensor  # (B, T - 1, C, 64, 64) frames 2, ..., T
+    x: Tensor  # (B, T - 1, C, H, W) frames 2, ..., T
     q_z: Normal  # (B, T - 1, z_dim)
     p_z: Normal  # (B, T - 1, z_dim)
 
@@ -118,7 +112,7 @@ class Reconstruction(NamedTuple):
 class Prediction(NamedTuple):
     """Frames that follow the given ones."""
 
-    x: Tensor  # (B, frames, C, 64, 64)
+    x: Tensor  # (B, frames, C, H, W)
 
 
 class Loss(NamedTuple):
@@ -138,44 +132,32 @@ class SequenceNetwork(nn.Module):
         self.lstm = nn.LSTM(hidden, hidden, layers, batch_first=True)
         self.output = nn.Linear(hidden, outputs)
 
-    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: LSTMState | None = None) -> tuple[Tensor, LSTMState]:
         """Map `(B, T, inputs)` to `(B, T, outputs)`, going on from a state (zero by default)."""
         features, state = self.lstm(self.embed(x), state)
         return self.output(features), state
 
 
-@register_model("svg_lp", SVGLPConfig)
-@register_model("svg_fp", SVGFPConfig)
-class SVG(nn.Module):
-    """Stochastic video generation; the config's type says which prior.
+class SVG(VideoModel):
+    """Stochastic video generation."""
 
-    Args:
-        config: sizes and objective.
-        channels: of the frames, C.
-    """
-
-    def __init__(self, config: SVGConfig, channels: int):
-        super().__init__()
-        c = self.config = config
-        self.encoder = ENCODERS[c.architecture](channels, c.nf, c.g_dim)
-        self.decoder = DECODERS[c.architecture](channels, c.nf, c.g_dim)
+    def __init__(self, config: Config, shape: VideoShape):
+        super().__init__(config, shape)
+        c = config
+        self.encoder = ENCODERS[c.architecture](shape, c.nf, c.g_dim)
+        self.decoder = DECODERS[c.architecture](shape, c.nf, c.g_dim)
         self.predictor = SequenceNetwork(c.g_dim + c.z_dim, c.rnn_size, c.g_dim, c.predictor_layers)
         # Both output mean and log-variance.
         self.q_z = SequenceNetwork(c.g_dim, c.rnn_size, 2 * c.z_dim, c.posterior_layers)
         self.p_z = None
-        if isinstance(c, SVGLPConfig):
+        if c.prior == "learned":
             self.p_z = SequenceNetwork(c.g_dim, c.rnn_size, 2 * c.z_dim, c.prior_layers)
         networks.init_convolutions(self)
         _init_linear(self)  # LSTMs keep PyTorch's initialisation
 
-    def draw_noise(self, videos: int, frames: int, generator: torch.Generator) -> Noise:
-        """Draw the noise of `videos` sequences of `frames` frames, given and predicted ones."""
-        shape = (videos, frames - 1, self.config.z_dim)
+    def draw_noise(self, count: int, frames: int, generator: torch.Generator) -> Noise:
+        shape = (count, frames - 1, self.config.z_dim)
         return Noise(torch.randn(shape, generator=generator, device=generator.device))
-
-    def draw(self, videos: int, frames: int, generator: torch.Generator) -> Noise:
-        """Draw the randomness of a training step: the noise, for nothing else is random."""
-        return self.draw_noise(videos, frames, generator)
 
     def encode(self, x: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
         """Encode every frame, one time step after the other.
@@ -200,7 +182,7 @@ class SVG(nn.Module):
         """q(z_t | x_2, ..., x_t) for t = 2, ..., T: from `(B, T, g_dim)` to `(B, T - 1, z_dim)`."""
         return _normal(self.q_z(h[:, 1:])[0])
 
-    def prior(self, h: Tensor, state: State | None = None) -> tuple[Normal, State | None]:
+    def prior(self, h: Tensor, state: LSTMState | None = None) -> tuple[Normal, LSTMState | None]:
         """p(z) of the frames that follow those of `h` `(B, T, g_dim)`, and the LSTM's state."""
         if self.p_z is None:
             zeros = torch.zeros(*h.shape[:2], self.config.z_dim, device=h.device)
@@ -208,13 +190,15 @@ class SVG(nn.Module):
         raw, state = self.p_z(h, state)
         return _normal(raw), state
 
-    def advance(self, h: Tensor, z: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def advance(
+        self, h: Tensor, z: Tensor, state: LSTMState | None = None
+    ) -> tuple[Tensor, LSTMState]:
         """g `(B, T, g_dim)` in [-1, 1] of the frames that follow those of `h`, and the state."""
         g, state = self.predictor(torch.cat([h, z], dim=-1), state)
         return g.tanh(), state
 
     def forward(self, x: Tensor, noise: Noise) -> Reconstruction:
-        """Predict each frame of `(B, T, C, 64, 64)` but the first from the true ones before it."""
+        """Predict each frame of `(B, T, C, H, W)` but the first from the true ones before it."""
         h, maps = self.encode(x)
         q_z, (p_z, _) = self.posterior(h), self.prior(h[:, :-1])
         g, _ = self.advance(h[:, :-1], networks.sample(q_z, noise.z))
@@ -223,54 +207,34 @@ class SVG(nn.Module):
         frames = [self.decoder(*step) for step in zip(g.unbind(dim=1), skips, strict=True)]
         return Reconstruction(torch.stack(frames, dim=1), q_z, p_z)
 
-    def loss(self, x: Tensor, noise: Noise) -> Loss:
-        """The objective for videos `(B, T, C, 64, 64)`: the authors', with its mixed reductions."""
-        out = self(x, noise)
+    def _loss(self, clips: Clips, randomness: Noise, objective: str) -> Loss:
+        """The authors' objective, with its mixed reductions."""
+        x = clips.frames
+        out = self(x, randomness)
         mse = F.mse_loss(out.x.float(), x[:, 1:]) * out.x.shape[1]
         kl = kl_divergence(out.q_z, out.p_z).sum() / len(x)
         return Loss(mse + self.config.beta * kl, mse, kl)
 
-    def condition(self, x: Tensor) -> Given:
-        """Take in the conditioning frames `(B, T, C, 64, 64)`, once for any number of samples."""
-        if x.shape[1] < 2:
-            raise ValueError(
-                f"{x.shape[1]} frame given; SVG needs 2: skips come from the last but one"
-            )
-        h, maps = self.encode(x)
-        return Given(h, self.posterior(h), maps[-2])
+    def _condition(self, clips: Clips) -> State:
+        h, maps = self.encode(clips.frames)
+        return State(h, self.posterior(h), maps[-2])
 
-    def predict(
-        self, given: Given, frames: int, noise: Noise, euler_steps: int | None = None
-    ) -> Prediction:
-        """Sample futures: z from the posterior for the given frames, from the prior after them.
-
-        Args:
-            given: what `condition` returned for T frames of B videos.
-            frames: how many to predict.
-            noise: of S futures per video and T + frames frames, the futures of a video together:
-                `draw_noise(B * S, T + frames, generator)`.
-            euler_steps: steps per predicted frame; SVG knows 1 alone.
-
-        Returns:
-            Predicted frames `(B * S, frames, C, 64, 64)`.
-        """
-        if euler_steps not in (None, 1):
-            raise ValueError(
-                f"{euler_steps} steps per frame asked for, but SVG takes one: "
-                "set evaluation.euler_steps to [1]"
-            )
-        given = _repeat(given, len(noise.z) // len(given.h))
-        passed = given.h.shape[1] - 1
-        z = given.q_z.mean if self.p_z is None else networks.sample(given.q_z, noise.z[:, :passed])
-        _, prior_state = self.prior(given.h[:, :-1])
-        _, state = self.advance(given.h[:, :-1], z)
-        h, x = given.h[:, -1:], []
+    def _predict(self, state: State, frames: int, noise: Noise) -> Prediction:
+        """Sample futures: z from the posterior for the given frames, from the prior after them."""
+        state = _repeat(state, len(noise.z) // len(state.h))
+        passed = state.h.shape[1] - 1
+        z = state.q_z.mean
+        if self.p_z is not None:
+            z = networks.sample(state.q_z, noise.z[:, :passed])
+        _, prior_state = self.prior(state.h[:, :-1])
+        _, lstm_state = self.advance(state.h[:, :-1], z)
+        h, x = state.h[:, -1:], []
         for eps in noise.z[:, passed : passed + frames].split(1, dim=1):
             if x:
                 h = self.encoder(x[-1])[0][:, None]
             p_z, prior_state = self.prior(h, prior_state)
-            g, state = self.advance(h, networks.sample(p_z, eps), state)
-            x.append(self.decoder(g[:, 0], given.skips))
+            g, lstm_state = self.advance(h, networks.sample(p_z, eps), lstm_state)
+            x.append(self.decoder(g[:, 0], state.skips))
         return Prediction(torch.stack(x, dim=1))
 
 
@@ -280,11 +244,10 @@ def _normal(raw: Tensor) -> Normal:
     return Normal(mean, (0.5 * logvar).exp(), validate_args=False)
 
 
-def _repeat(given: Given, samples: int) -> Given:
-    """Repeat what is known of every video `samples` times, copies standing together."""
-    repeat = partial(torch.repeat_interleave, repeats=samples, dim=0)
-    q_z = Normal(repeat(given.q_z.mean), repeat(given.q_z.stddev), validate_args=False)
-    return Given(repeat(given.h), q_z, given.skips)  # all samples share the maps
+def _repeat(state: State, samples: int) -> State:
+    """Repeat what is known of every clip `samples` times, copies side by side."""
+    h = state.h.repeat_interleave(samples, dim=0)
+    return State(h, networks.repeat_normal(state.q_z, samples), state.skips)  # samples share skips
 
 
 @contextmanager

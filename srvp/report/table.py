@@ -11,10 +11,10 @@ import json
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from srvp.data.sets import SETS
-from srvp.files import atomic_write, repository_root
+from srvp.experiment import load_params
+from srvp.files import atomic_write, project_root
 from srvp.metrics.table import METRICS
 from srvp.models.trivial import TRIVIAL
 from srvp.report.numbers import heading, number
@@ -32,9 +32,8 @@ COLUMNS = [
 
 
 def experiments_to_report(params: Path) -> list[str]:
-    """Return the experiments that `run` and `published` of a `params.yaml` name."""
-    content = yaml.safe_load(Path(params).read_text())
-    return [*content["run"], *content["published"]]
+    """Return the experiments that `run` in a `params.yaml` names."""
+    return list(load_params(params)["run"])
 
 
 def results_table(folders: list[Path], paper: Path) -> pd.DataFrame:
@@ -72,7 +71,7 @@ def _our_rows(folder: Path) -> pd.DataFrame:
     protocol = read_results(folder / "protocol.json")
     data, evaluation, source = (protocol[key] for key in ("data", "evaluation", "source"))
     given, total = evaluation["conditioning_frames"], data["test_frames"]
-    root = repository_root()
+    root = project_root()
     place = folder.relative_to(root) if folder.is_relative_to(root) else folder
     rows = []
     for predictor, values in read_results(folder / "metrics.json").items():

@@ -57,12 +57,14 @@ class Captured:
 
 
 def _tensors(batch: Any) -> list[Tensor]:
-    """Return the tensors of nested tuples, in order."""
-    return [batch] if isinstance(batch, Tensor) else [t for part in batch for t in _tensors(part)]
+    """Return the tensors of nested tuples, in order, without what is None."""
+    if isinstance(batch, Tensor):
+        return [batch]
+    return [] if batch is None else [t for part in batch for t in _tensors(part)]
 
 
 def _clone(batch: Any) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.clone()
+    if batch is None or isinstance(batch, Tensor):
+        return batch if batch is None else batch.clone()
     parts = map(_clone, batch)
     return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)

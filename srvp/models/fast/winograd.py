@@ -1,4 +1,4 @@
-"""The convolutions of DCGAN: 4x4, stride 2, padding 1. On a CPU with fewer multiplications.
+"""Fewer multiplications for DCGAN's convolutions on a CPU: 4x4, stride 2, padding 1.
 
 One stride-2 convolution is a stride-1 convolution by 2x2 of the frame's four phases (even or odd
 row, even or odd column). Along one axis, four neighbouring outputs of filter (g0, g1) on
@@ -7,23 +7,18 @@ F(4, 2)):
 
     y = A^T ((G g) * (B^T d)),    A 5x4,  G 5x2,  B 5x5.
 
-They come from multiplying polynomials by way of their values at five points: the rows of A and G
-are the powers of the points, and B is the transposed inverse of the same for five coefficients. On
-both axes that makes 25 products for sixteen outputs instead of 64, with the Kronecker squares of
-the matrices. Each product, over all positions and channels, is one matrix multiplication. The
+The matrices come from multiplying polynomials by their values at five points. The rows of A and G
+are the powers of the points; B is the transposed inverse of the same for five coefficients. On both
+axes this makes 25 products for sixteen outputs instead of 64, with the Kronecker squares of the
+matrices. Each product, over all positions and channels, is one matrix multiplication. The
 transposed convolution and the gradients are the adjoints of the same three maps.
 
-In float32, results agree with the direct convolution to rounding. Under autocast the products and
-what they add up to are bfloat16 and the weights stay float32: rounded before they are combined,
-results are off by 1.2 % (root mean square; the gradient of a weight by up to 2 %), where the direct
+In float32, results equal the direct convolution up to rounding. Under autocast the products and
+their sums are bfloat16, and the weights stay float32. They are rounded before they are combined,
+so results are off by 1.2 % (root mean square; the gradient of a weight by up to 2 %). The direct
 convolution in bfloat16 is off by 0.3 %.
 
-Other types, narrow layers and a few small maps, for which the maps would cost more than they save,
-are left to PyTorch. So is a GPU, but for the layers that meet the image: cuDNN pads its one channel
-to eight and lays it out anew, several times over what the layer has to read and write. There they
-are one matrix product of its 4x4 patches.
-
-Modules here have the parameters of PyTorch's, by name and shape, and its result.
+`pays` says when this is faster than PyTorch's own convolution: for wide layers and many maps.
 
 Shapes: N frames; frames side x (N, H, W, C), maps side y (N, H / 2, W / 2, O); channels last. A
 tile is 4x4 positions of y, and the 10x10 positions of x that they see; there are P of them in all.
@@ -33,11 +28,10 @@ Phases p, q and channels C together are one axis of 4C.
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-IMAGE = 4  # channels of an image, at most
 NARROW = 64  # channels on either side below which PyTorch's own convolution is as fast
 FEW = 32  # tiles in all below which transforming the weight costs more than it saves
 TILES_AT_ONCE = 240  # so many tiles, transformed, stay in the processor's cache
@@ -65,135 +59,35 @@ G = _kronecker_square(_powers(2) / SCALE)  # (25, 4)
 B = _kronecker_square(torch.linalg.inv(_powers(5)).T * SCALE)  # (25, 25): B^T above, on both axes
 
 
-class DownConv(nn.Conv2d):
-    """A 4x4 convolution that halves the resolution."""
-
-    def __init__(self, channels: int, out: int, bias: bool = False):
-        super().__init__(channels, out, 4, 2, 1, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(N, C, H, W)` to `(N, O, H / 2, W / 2)`."""
-        if x.is_cuda and self.in_channels <= IMAGE:
-            y = F.linear(patches(x), self.weight.flatten(1), self.bias)
-            return y.permute(0, 3, 1, 2)
-        if not _pays(x, self.weight, side=8):
-            return super().forward(x)
-        return _add_bias(_apply(_Down, x, self.weight), self.bias)
-
-
-class UpConv(nn.ConvTranspose2d):
-    """A transposed 4x4 convolution that doubles the resolution."""
-
-    def __init__(self, channels: int, out: int, bias: bool = False):
-        super().__init__(channels, out, 4, 2, 1, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(N, O, H, W)` to `(N, C, 2H, 2W)`."""
-        if not _pays(x, self.weight, side=4):
-            return super().forward(x)
-        return _add_bias(_apply(_Up, x, self.weight), self.bias)
-
-
-class ToVector(nn.Conv2d):
-    """A 4x4 convolution of a 4x4 map: a linear map, computed as one."""
-
-    def __init__(self, channels: int, out: int, bias: bool = False):
-        super().__init__(channels, out, 4, 1, 0, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(N, C, 4, 4)` to `(N, O, 1, 1)`."""
-        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
-        return F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, self.bias)[..., None, None]
-
-
-class FromVector(nn.ConvTranspose2d):
-    """A transposed 4x4 convolution of a 1x1 map: a linear map, computed as one."""
-
-    def __init__(self, channels: int, out: int, bias: bool = False):
-        super().__init__(channels, out, 4, 1, 0, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(N, O, 1, 1)` to `(N, C, 4, 4)`."""
-        weight = self.weight.permute(0, 2, 3, 1)  # (O, 4, 4, C)
-        y = (x.flatten(1) @ weight.flatten(1)).unflatten(1, weight.shape[1:])
-        return _add_bias(y.permute(0, 3, 1, 2), self.bias)
-
-
-class UpToImage(nn.ConvTranspose2d):
-    """A transposed 4x4 convolution that doubles the resolution, to one or three channels.
-
-    So few channels leave a convolution's inner loops nearly empty. Here every pixel's 4x4 patches
-    are one row of a matrix product; overlapping patches are then added up.
-    """
-
-    def __init__(self, channels: int, out: int, bias: bool = False):
-        super().__init__(channels, out, 4, 2, 1, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(N, O, H, W)` to `(N, C, 2H, 2W)`."""
-        if x.is_cuda and self.out_channels <= IMAGE:
-            products = x.permute(0, 2, 3, 1) @ self.weight.flatten(1)
-            return _add_bias(Overlap.apply(products.float()), self.bias)
-        if len(self.weight) < NARROW or _precision(x) != torch.float32:
-            return super().forward(x)
-        h, w = x.shape[2:]
-        patches = x.permute(0, 2, 3, 1).flatten(1, 2) @ self.weight.flatten(1)  # (N, H W, C 4 4)
-        image = F.fold(patches.transpose(1, 2), (2 * h, 2 * w), 4, padding=1, stride=2)
-        return _add_bias(image, self.bias)
-
-
-def patches(x: Tensor) -> Tensor:
-    """Take 4x4 patches, stride 2, padding 1: from `(N, C, H, W)` to `(N, H / 2, W / 2, 16C)`."""
-    windows = F.pad(x, (1, 1, 1, 1)).unfold(2, 4, 2).unfold(3, 4, 2)
-    return windows.permute(0, 2, 3, 1, 4, 5).flatten(3)
-
-
-class Overlap(torch.autograd.Function):
-    """Add such patches up, the adjoint of `patches`: from `(N, h, w, 16C)` to `(N, C, 2h, 2w)`."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
-        x = F.pad(x.unflatten(3, (-1, 4, 4)), (0, 0, 0, 0, 0, 0, 1, 1, 1, 1))
-        # An even row of the image is row 1 of a patch and row 3 of the one before; an odd row is
-        # row 2 of a patch and row 0 of the next. So for columns.
-        here, before, after = slice(1, -1), slice(None, -2), slice(2, None)
-        even = x[:, here, ..., 1, :] + x[:, before, ..., 3, :]
-        odd = x[:, here, ..., 2, :] + x[:, after, ..., 0, :]
-        x = torch.stack([even, odd], dim=2)  # (N, h, 2, w + 2, C, 4)
-        even = x[:, :, :, here, :, 1] + x[:, :, :, before, :, 3]
-        odd = x[:, :, :, here, :, 2] + x[:, :, :, after, :, 0]
-        x = torch.stack([even, odd], dim=4)  # (N, h, 2, w, 2, C)
-        return x.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
-        return patches(grad)
-
-
-def _precision(x: Tensor) -> torch.dtype | None:
-    """The type that x is to be convolved in on a CPU; None on another device."""
+def precision(x: Tensor) -> torch.dtype | None:
+    """Return the type that x is convolved in on a CPU; None on another device."""
     if x.device.type != "cpu":
         return None
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
-def _pays(x: Tensor, weight: Tensor, side: int) -> bool:
+def pays(x: Tensor, weight: Tensor, side: int) -> bool:
     """Whether x, of whole tiles of `side` positions, is better convolved by F(4, 2)."""
     n, _, h, w = x.shape
     enough = min(weight.shape[:2]) >= NARROW and n * h * w >= FEW * side**2
-    return enough and h % side == w % side == 0 and _precision(x) in PRECISIONS
+    return enough and h % side == w % side == 0 and precision(x) in PRECISIONS
+
+
+def down(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolve `(N, C, H, W)` by `(O, C, 4, 4)`: `(N, O, H / 2, W / 2)`."""
+    return _apply(_Down, x, weight)
+
+
+def up(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolve `(N, O, H, W)`, transposed, by `(O, C, 4, 4)`: `(N, C, 2H, 2W)`."""
+    return _apply(_Up, x, weight)
 
 
 def _apply(function: type["_Down"] | type["_Up"], x: Tensor, weight: Tensor) -> Tensor:
     """Convolve x; the weight stays float32, and its transformation is rounded to the type of x."""
-    x = x.to(_precision(x))
+    x = x.to(precision(x))
     with torch.autocast("cpu", enabled=False):
         return function.apply(x, weight, torch.is_grad_enabled() and weight.requires_grad)
-
-
-def _add_bias(x: Tensor, bias: Tensor | None) -> Tensor:
-    return x if bias is None else x + bias[:, None, None].to(x.dtype)
 
 
 # The two convolutions and their gradients.
