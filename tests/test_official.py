@@ -216,7 +216,5 @@ def test_weights_that_cannot_be_fetched_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(official, "OFFICIAL_URL", (tmp_path / "nowhere").as_uri())
     with pytest.raises(ConnectionError, match=r"bair/model.pt cannot be fetched .* put it at"):
         official.load_official("bair", tmp_path)
-    with pytest.raises(
-        ValueError, match=r"'mnist' has no official weights; expected one of"
-    ):
+    with pytest.raises(ValueError, match=r"'mnist' has no official weights; expected one of"):
         official.load_official("mnist", tmp_path)
