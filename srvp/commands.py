@@ -106,7 +106,7 @@ def publish(experiment: str, folder: Path | None) -> None:
 
 def videos(folder: Path) -> None:
     """List the videos of a folder: what is taken, what is left out, and why. Writes nothing."""
-    from srvp.data.sets.videos import listing
+    from srvp.data.listing import listing
 
     print(listing(folder))
 
