@@ -37,18 +37,20 @@ class TrainingConfig:
 
     frames: Count  # length of a training sequence
     batch_size: Count
-    lr: Real
     constant_steps: Whole  # optimisation steps at `lr`
     decay_steps: Whole  # then steps over which the rate falls to `final_lr`
-    validation_interval: Count  # steps between validations
     validation_frames: Count  # length of a validation sequence, given frames included
-    validation_videos: Count  # sequences of the validation fold
-    validation_samples: Count  # futures per sequence, of which the best counts
-    select_best: bool  # keep the weights of the best validation rather than the last
-    checkpoint_interval: Count  # steps between the checkpoints that a killed run resumes from
-    seed: Whole
-    device: Literal["auto", "cpu", "cuda", "mps"]
-    precision: Literal["auto", "float32", "bfloat16"]
+    lr: Real = 3.0e-4
+    validation_interval: Count = 20000  # steps between validations
+    validation_videos: Count = 400  # sequences of the validation fold
+    validation_samples: Count = 100  # futures per sequence, of which the best counts
+    select_best: bool = False  # keep the weights of the best validation rather than the last
+    checkpoint_interval: Count = (
+        2000  # steps between the checkpoints that a killed run resumes from
+    )
+    seed: Whole = 1
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     minutes: Real | None = None  # then stop with a checkpoint, to be resumed by the next call
     init_from: str | None = None  # model file with the weights to start from
     ema: Real = 0.0  # decay of a moving average of the weights, which is then the model; 0: none
@@ -82,10 +84,10 @@ class EvaluationConfig:
     """The test protocol."""
 
     conditioning_frames: Count  # given frames
-    samples: Count  # futures per clip, of which the best counts
-    batch_size: Count  # clips at a time
-    frames_at_once: Count  # predicted frames at a time: lower it if memory is short
-    seed: Whole
+    samples: Count = 100  # futures per clip, of which the best counts
+    batch_size: Count = 16  # clips at a time
+    frames_at_once: Count = 4096  # predicted frames at a time: lower it if memory is short
+    seed: Whole = 1
     metrics: tuple[str, ...] = tuple(METRICS)  # rows of `srvp.metrics.table.METRICS`
     # Options of `model.predict`, one evaluation each; the first is the protocol's.
     predict: tuple[Mapping[str, Any], ...] = ({},)

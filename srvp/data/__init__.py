@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from srvp.config import DataConfig
+from srvp.data.config import DataConfig
 from srvp.data.prepared import ClipSampler, PreparedVideos, train_validation_split
 from srvp.data.sets import mnist, moving_mnist
 from srvp.data.sets.moving_mnist import MovingMNIST

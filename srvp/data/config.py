@@ -15,7 +15,7 @@ class DataConfig:
     channels: Literal[1, 3]
     test_videos: Count  # number of test clips, the first of the official order
     test_frames: Count  # given and predicted frames of a test clip together
-    seed: Whole  # of the test clips and of the split into training and validation
+    seed: Whole = 42  # of the test clips and of the split into training and validation
     size: Annotated[int, 16] = 64  # height and width of a frame in pixels, a power of two
     actions: Whole = 0  # values per frame of the actions that the model is given
     frame_step: Count = 1  # distance of a clip's frames in the stored video

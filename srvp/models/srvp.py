@@ -46,22 +46,22 @@ class Config(ModelConfig):
 
     architecture: Literal["dcgan", "vgg"]
     skip_connections: bool
-    nf: Count  # channels of the encoder's first stage
-    nhx: Count  # size of a frame's encoding h
     ny: Count  # size of the state y
     nz: Whole  # size of the stochastic variable z; 0 for the deterministic ablation without z
-    transition: Literal["residual", "mlp", "gru"]  # SRVP, or one of the paper's ablations
     inference_frames: Count  # k: frames that the content w and the first state are inferred from
-    nh_inf: Count  # hidden units of the inference networks, and size of w
-    nlayers_inf: Count  # linear maps of q(y_1)
-    nh_res: Count  # hidden units of the prior of z and of the dynamics f
-    nlayers_res: Count  # linear maps of either
     res_gain: Real  # gain of the orthogonal initialisation of f
     euler_steps: Count  # residual updates per frame in training: dt = 1 / euler_steps
     obs_scale: Real  # sqrt(nu): standard deviation of a pixel around its decoded mean
-    beta_y: Real  # weight of KL(q(y_1) || p(y_1))
     beta_z: Real  # weight of KL(q(z) || p(z))
-    l2_res: Real  # weight of the norm of the residuals
+    transition: Literal["residual", "mlp", "gru"] = "residual"  # or one of the paper's ablations
+    nf: Count = 64  # channels of the encoder's first stage
+    nhx: Count = 128  # size of a frame's encoding h
+    nh_inf: Count = 256  # hidden units of the inference networks, and size of w
+    nlayers_inf: Count = 3  # linear maps of q(y_1)
+    nh_res: Count = 512  # hidden units of the prior of z and of the dynamics f
+    nlayers_res: Count = 4  # linear maps of either
+    beta_y: Real = 1.0  # weight of KL(q(y_1) || p(y_1))
+    l2_res: Real = 1.0  # weight of the norm of the residuals
 
     def __post_init__(self) -> None:
         if self.transition != "residual" and self.euler_steps != 1:
