@@ -11,26 +11,7 @@ from srvp.models.interface import VideoShape
 from srvp.models.structvrnn import Config, Noise, Randomness, StructVRNN
 from srvp.schema import ConfigError
 
-PUBLIC = Config(
-    keypoints=64,
-    nf=32,
-    layers_per_scale=2,
-    heatmap_width=16,
-    keypoint_width=1.5,
-    rnn_size=512,
-    prior_size=128,
-    posterior_size=128,
-    z_dim=16,
-    conditioning_frames=8,
-    best_of=10,
-    own_steps=8000,
-    separation=10.0,
-    separation_width=0.1,
-    sparsity=2.5,
-    beta=0.0,
-    beta_steps=1000,
-    l2_kernels=1e-4,
-)
+PUBLIC = Config(conditioning_frames=8, beta=0.0)
 SMALL = replace(
     PUBLIC,
     keypoints=5,

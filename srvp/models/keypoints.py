@@ -13,8 +13,10 @@ SLOPE = 0.2  # of every LeakyReLU
 
 def conv(channels: int, out: int, stride: int = 1) -> nn.Sequential:
     """A 3x3 convolution and LeakyReLU. With stride 2, only the right and the bottom are padded."""
-    pad = nn.ZeroPad2d(1 if stride == 1 else (0, 1, 0, 1))
-    return nn.Sequential(pad, nn.Conv2d(channels, out, 3, stride), nn.LeakyReLU(SLOPE))
+    uneven = stride == 2
+    pad = nn.ZeroPad2d((0, 1, 0, 1)) if uneven else nn.Identity()
+    convolution = nn.Conv2d(channels, out, 3, stride, padding=0 if uneven else 1)
+    return nn.Sequential(pad, convolution, nn.LeakyReLU(SLOPE, inplace=True))
 
 
 def image_encoder(channels: int, nf: int, stages: int, layers: int) -> nn.Sequential:

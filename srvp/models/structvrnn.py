@@ -66,26 +66,26 @@ LEAST_TRUE = 0.1, 0.5  # final probabilities that the GRU sees true keypoints, u
 
 @dataclass(frozen=True)
 class Config(ModelConfig):
-    """Sizes and objective."""
+    """Sizes and objective; defaults are those of the authors' code."""
 
-    keypoints: Annotated[int, 2]  # K
-    nf: Count  # channels of the encoders' first stage
-    layers_per_scale: Count  # convolutions per resolution; encoders have one more
-    heatmap_width: Count  # w: height and width of a heat map in pixels
-    keypoint_width: Real  # standard deviation of a drawn keypoint in coordinates, times w
-    rnn_size: Count  # units of the GRU
-    prior_size: Count  # hidden units of the prior
-    posterior_size: Count  # hidden units of the posterior
-    z_dim: Count  # size of the stochastic variable z
-    conditioning_frames: Count  # P: training frames whose z comes from the posterior
-    best_of: Count  # N: samples per training frame, of which the nearest is kept
-    own_steps: Count  # training steps over which the GRU gets used to its own keypoints
-    separation: Real  # weight of the term that keeps trajectories of keypoints apart
-    separation_width: Real  # sigma: the distance, in coordinates, that it asks for
-    sparsity: Real  # weight of the mean of the heat maps
-    beta: Real  # weight of the KL
-    beta_steps: Count  # training steps over which beta rises from 0
-    l2_kernels: Real  # weight of the sum of squares of the convolutions' kernels
+    conditioning_frames: Count  # P: training frames whose z comes from the posterior (8 there)
+    beta: Real  # weight of the KL (0 there, which cannot predict)
+    keypoints: Annotated[int, 2] = 64  # K
+    nf: Count = 32  # channels of the encoders' first stage
+    layers_per_scale: Count = 2  # convolutions per resolution; encoders have one more
+    heatmap_width: Count = 16  # w: height and width of a heat map in pixels
+    keypoint_width: Real = 1.5  # standard deviation of a drawn keypoint in coordinates, times w
+    rnn_size: Count = 512  # units of the GRU
+    prior_size: Count = 128  # hidden units of the prior
+    posterior_size: Count = 128  # hidden units of the posterior
+    z_dim: Count = 16  # size of the stochastic variable z
+    best_of: Count = 10  # N: samples per training frame, of which the nearest is kept
+    own_steps: Count = 8000  # training steps over which the GRU gets used to its own keypoints
+    separation: Real = 10.0  # weight of the term that keeps trajectories of keypoints apart
+    separation_width: Real = 0.1  # sigma: the distance, in coordinates, that it asks for
+    sparsity: Real = 2.5  # weight of the mean of the heat maps
+    beta_steps: Count = 1000  # training steps over which beta rises from 0
+    l2_kernels: Real = 1e-4  # weight of the sum of squares of the convolutions' kernels
 
     def build(self, shape: VideoShape) -> "StructVRNN":
         stages = math.log2(shape.size / self.heatmap_width)
