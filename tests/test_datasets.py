@@ -18,9 +18,9 @@ import pytest
 import raw_archives
 import torch
 from PIL import Image
+from srvp.config import DataConfig
 
 from srvp import data
-from srvp.config import DataConfig
 from srvp.data import staging
 from srvp.data.prepared import ClipSampler, PreparedVideos, train_validation_split
 from srvp.data.raw import decode

@@ -5,7 +5,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-
 from srvp.metrics.frames import SSIM, psnr, ssim
 
 AUTHORS = load_file(Path(__file__).parent / "reference" / "metrics.safetensors")

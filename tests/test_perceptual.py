@@ -20,9 +20,6 @@ import scipy.stats
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-
-from srvp.files import sha256
-from srvp.metrics import perceptual
 from srvp.metrics.perceptual import (
     I3D_WEIGHTS,
     LPIPS_WEIGHTS,
@@ -40,6 +37,9 @@ from srvp.metrics.perceptual import (
     resize_tf1,
     weights_provenance,
 )
+
+from srvp.files import sha256
+from srvp.metrics import perceptual
 
 REFERENCE = np.load(Path(__file__).parent / "reference" / "perceptual_jax.npz")
 

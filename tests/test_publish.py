@@ -10,13 +10,13 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, generator
+from srvp.config import load_experiment
+from srvp.publish import publish
 
 from srvp import load_pretrained, pretrained
-from srvp.config import load_experiment
 from srvp.data import __main__ as prepare
 from srvp.evaluation import protocol as evaluation
 from srvp.files import sha256
-from srvp.publish import publish
 from srvp.report.table import DECIMALS, number
 from srvp.training.loop import build_model, load_model, save_model, train
 

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 from safetensors.numpy import save_file
+from srvp.metrics.perceptual import FVD
 
 from srvp.evaluation.results import Scores, digest, write_scores
-from srvp.metrics.perceptual import FVD
 from srvp.report import figures
 from srvp.report.table import (
     DATASETS,

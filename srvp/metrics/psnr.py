@@ -1,0 +1,19 @@
+"""PSNR, as the SRVP paper computes it: of one channel at a time, then averaged over channels."""
+
+import torch
+from torch import Tensor
+
+from srvp.metrics.table import Against
+
+SMALLEST_MSE = 1e-10  # equal frames score 100 dB rather than infinity, which no mean survives
+
+
+def load(device: torch.device) -> Against:
+    """Return the metric as `srvp.metrics.table` describes it."""
+    return lambda truth: lambda samples: psnr(samples, truth[:, None])
+
+
+def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio in dB `(...)` of frames `(..., C, H, W)` in [0, 1]."""
+    mse = (prediction - truth).square().mean(dim=(-2, -1)).clamp(min=SMALLEST_MSE)
+    return (-10 * mse.log10()).mean(dim=-1)
