@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from srvp.config import Experiment, load_experiment
-from srvp.data import MovingMNIST
 from srvp.data.prepared import PreparedVideos
+from srvp.data.sets.moving_mnist import MovingMNIST
 from srvp.data.staging import Fold, Video, write_prepared
 from srvp.evaluation.protocol import evaluate, evaluate_experiment, sampler
 from srvp.evaluation.results import weights_folder
@@ -46,7 +46,7 @@ def make_videos(count: int, frames: int) -> Tensor:
     blots = nn.functional.interpolate(coarse, 28, mode="bilinear")[:, 0]
     digits = (255 * (2 * blots - 0.6).clamp(0, 1)).byte()
     videos = MovingMNIST(digits, deterministic=False)
-    return (255 * videos.draw(count, frames, torch.Generator().manual_seed(1))).byte()
+    return (255 * videos.draw(count, frames, torch.Generator().manual_seed(1)).frames).byte()
 
 
 def make_model(experiment: Experiment, videos: Tensor) -> nn.Module:

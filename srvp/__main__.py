@@ -97,7 +97,7 @@ def main() -> None:
         os._exit(130)  # at once: threads that read ahead would be waited for
     except BrokenPipeError:
         os._exit(1)
-    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
+    except (ValueError, OSError, ArithmeticError, RuntimeError, ImportError) as error:
         if os.environ.get("SRVP_TRACEBACK"):
             raise
         lines = [line for line in str(error).splitlines() if line.strip()]

@@ -133,13 +133,14 @@ class Experiment:
                 f"predict after evaluation.conditioning_frames, {given}: raise it"
             )
         for metric in self.evaluation.metrics:
-            fewest = METRICS[metric]
-            if data.test_frames < fewest.frames or data.test_videos < fewest.videos:
-                raise ConfigError(
-                    f"evaluation.metrics has {metric}, which needs {fewest.videos} videos of "
-                    f"{fewest.frames} frames, but data.test_videos is {data.test_videos} and "
-                    f"data.test_frames {data.test_frames}: raise these, or leave it out"
-                )
+            row = METRICS[metric]
+            fewest = {"test_videos": row.videos, "test_frames": row.frames, "size": row.size}
+            for key, least in fewest.items():
+                if getattr(data, key) < least:
+                    raise ConfigError(
+                        f"data.{key} is {getattr(data, key)}, but {metric} in evaluation.metrics "
+                        f"needs at least {least}: raise it, or leave {metric} out"
+                    )
         for i, options in enumerate(self.evaluation.predict):
             check_options(self.model, options, f"evaluation.predict[{i}]")
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from srvp.metrics.inputs import check_frames
 from srvp.metrics.table import Against
 
 SMALLEST_MSE = 1e-10  # equal frames score 100 dB rather than infinity, which no mean survives
@@ -14,6 +15,11 @@ def load(device: torch.device) -> Against:
 
 
 def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio in dB `(...)` of frames `(..., C, H, W)` in [0, 1]."""
+    """Return the peak signal-to-noise ratio in dB `(...)` of frames `(..., C, H, W)` in [0, 1].
+
+    Raises:
+        ValueError: frames are not floating point, or differ in C, H or W.
+    """
+    check_frames(prediction, truth)
     mse = (prediction - truth).square().mean(dim=(-2, -1)).clamp(min=SMALLEST_MSE)
     return (-10 * mse.log10()).mean(dim=-1)

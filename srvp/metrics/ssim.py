@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from srvp.metrics.inputs import check_floating, check_frames
 from srvp.metrics.table import Against
 
 WINDOW, SIGMA = 11, 1.5  # pixels, of the Gaussian window
@@ -21,7 +22,7 @@ def ssim(prediction: Tensor, truth: Tensor) -> Tensor:
     no padding: frames of 64x64 pixels give a map of 54x54.
 
     Raises:
-        ValueError: frames are smaller than the window.
+        ValueError: frames are smaller than the window, not floating point, or differ in C, H or W.
     """
     return SSIM(truth)(prediction)
 
@@ -33,6 +34,7 @@ class SSIM:
     """
 
     def __init__(self, truth: Tensor):
+        check_floating(truth, "truth")
         self.truth = truth
         self.blur_rows, self.blur_columns = (_blur(size, truth) for size in truth.shape[-2:])
         self.mean = self._mean(truth)
@@ -43,6 +45,7 @@ class SSIM:
         return self.blur_rows @ x @ self.blur_columns.T
 
     def __call__(self, prediction: Tensor) -> Tensor:
+        check_frames(prediction, self.truth)
         mean = self._mean(prediction)
         product, squares = mean * self.mean, mean.square()
         variance = self._mean(prediction.square()) - squares

@@ -21,8 +21,10 @@ import av
 import numpy as np
 from PIL import Image
 
-from srvp.data import staging
+from srvp.data.config import DataConfig
+from srvp.data.jobs import Job, Video
 from srvp.data.raw import REPLACE, decode, resized
+from srvp.data.staging import Fold, Staged, stage, write
 
 FOLDS = ("train", "validation", "test")
 VIDEO_SUFFIXES = {".mp4", ".avi", ".webm", ".gif", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg"}
@@ -151,86 +153,57 @@ def report(videos: list[RawVideo]) -> str:
     return "\n".join([*lines, f"{len(videos)} videos: {', '.join(counts)}"])
 
 
-def prepare(
-    raw: Path,
-    out: Path,
-    *,
-    clip_frames: int,
-    frame_step: int = 1,
-    size: tuple[int, int] = (64, 64),
-    channels: int = 3,
-    crop: Crop = None,
-    rate: float | None = None,
-    clips: int = 1000,
-    test_fraction: float = 0.1,
-    validation_fraction: float = 0.05,
-    workers: int | None = None,
-    progress: bool = True,
-) -> None:
-    """Write `out/train`, with the validation videos, and `out/test` from a folder of videos.
+def prepare(raw: Path, out: Path, config: DataConfig) -> None:
+    """Write the set from a folder of videos (see `find_videos`).
 
-    Args:
-        raw: folder that holds the videos (see `find_videos`).
-        out: folder for the two folds.
-        clip_frames: length of a test clip. Test videos are cut into clips that do not overlap.
-        frame_step: distance of a test clip's frames, in stored frames.
-        size: height and width to resize frames to (Lanczos).
-        channels: 1 (grey) or 3 (RGB).
-        crop: before that, left, upper, right and lower edge in pixels of the video; or `center`,
-            for the largest box of the aspect of `size`; or None, for the whole frame.
-        rate: frames per second to store; by default, every frame. Numbered frames, which tell no
-            rate, are all stored.
-        clips: most test clips; if there are more, as many are taken at even distances.
-        test_fraction, validation_fraction: see `find_videos`.
-        workers: processes that decode, by default one per core.
-        progress: show a progress bar and notes on the raw data.
-
-    Raises:
-        FileNotFoundError: there is no video.
-        ValueError: a fold is empty, or a raw file is damaged. What is finished is kept.
+    Frames are cropped, then resized (Lanczos). Test videos are cut into clips that do not overlap;
+    if they are more than `config.test_videos`, as many are taken at even distances.
     """
-    fractions = {"test_fraction": test_fraction, "validation_fraction": validation_fraction}
+    fractions = {
+        "test_fraction": config.test_fraction,
+        "validation_fraction": config.validation_fraction,
+    }
     videos = find_videos(raw, **fractions)
     for fold in FOLDS:
         if all(video.fold != fold for video in videos):
             raise ValueError(
                 f"none of the {len(videos)} videos of {raw} falls into the {fold} fold: put some "
-                f"into a folder {fold} in it, or change the fractions for test and validation"
+                f"into a folder {fold} in it, or change data.test_fraction or "
+                "data.validation_fraction"
             )
-    frames = {"size": size, "channels": channels, "crop": crop, "rate": rate}
-    cutting = {"clip_frames": clip_frames, "frame_step": frame_step, "clips": clips}
-    staging.prepare(
-        out,
-        [_job(video, frames) for video in videos],
-        partial(_describe, folds={video.name: video.fold for video in videos}, **cutting),
-        manifest={
-            "dataset": "videos",
-            "settings": {**frames, **cutting, **fractions},
-            "raw": {video.name: video.bytes for video in videos},
-        },
-        workers=workers,
-        progress=progress,
-    )
+    jobs = [
+        Job(
+            "test" if video.fold == "test" else "train",
+            video.name,
+            video.name,
+            video.files,
+            partial(_read, video, config),
+        )
+        for video in videos
+    ]
+    files = [file for video in videos for file in video.files]
+    train, test = stage(raw, out, config, jobs, files)
+    held_out = {video.name for video in videos if video.fold == "validation"}
+    validation = [i for i, name in enumerate(train.names) if name in held_out]
+    write(config, (train, Fold(validation)), (test, _test_fold(test, config)))
 
 
-def _job(video: RawVideo, frames: dict) -> staging.Job:
-    fold = "test" if video.fold == "test" else "train"
-    read = partial(_read, video, **frames)
-    return staging.Job(fold, video.name, video.name, video.bytes, read)
-
-
-def _read(
-    video: RawVideo, *, size: tuple[int, int], channels: int, crop: Crop, rate: float | None
-) -> Iterator[staging.Video]:
+def _read(video: RawVideo, config: DataConfig) -> Iterator[Video]:
     if video.is_frames:
         frames = map(_read_image, video.files)
     else:
-        frames = decode(video.files[0], video.name, rate=rate)
+        frames = decode(video.files[0], video.name, rate=config.frame_rate)
+    size = (config.size, config.size)
     stored = (
-        resized(frame, size, channels=channels, crop=_box(frame, size, crop, video.name))
+        resized(
+            frame,
+            size,
+            channels=config.channels,
+            crop=_box(frame, size, config.crop, video.name),
+        )
         for frame in frames
     )
-    yield staging.Video(video.name, stored, source=video.name, sha256=_checksum(video))
+    yield Video(video.name, stored)
 
 
 def _read_image(path: Path) -> np.ndarray:
@@ -259,42 +232,18 @@ def _box(
     return crop
 
 
-def _checksum(video: RawVideo) -> str:
-    """Return the SHA-256 of the file, or of the images one after the other."""
-    digest = hashlib.sha256()
-    for file in video.files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def _describe(
-    fold: str,
-    names: list[str],
-    lengths: list[int],
-    *,
-    folds: dict[str, str],
-    clip_frames: int,
-    frame_step: int,
-    clips: int,
-) -> staging.Fold:
-    if fold == "train":
-        validation = [i for i, name in enumerate(names) if folds[name] == "validation"]
-        return staging.Fold(validation=validation)
-    span = (clip_frames - 1) * frame_step + 1
+def _test_fold(test: Staged, config: DataConfig) -> Fold:
+    span = (config.test_frames - 1) * config.frame_step + 1
     cut = [
         (video, start)
-        for video, length in enumerate(lengths)
+        for video, length in enumerate(test.lengths)
         for start in range(0, length - span + 1, span)
     ]
-    short = sum(length < span for length in lengths)
-    if not cut:
-        raise ValueError(
-            f"none of the {len(names)} test videos has {span} frames, which a test clip needs: "
-            "shorten the clips, or add longer videos"
-        )
+    short = sum(length < span for length in test.lengths)
     notes = [f"{short} test videos are shorter than a test clip and not used"] if short else []
-    chosen = np.linspace(0, len(cut) - 1, min(clips, len(cut))).round().astype(int)
-    return staging.Fold([], [cut[i] for i in chosen], clip_frames, frame_step, notes)
+    chosen = np.linspace(0, len(cut) - 1, min(config.test_videos, len(cut))).round().astype(int)
+    clips = [cut[i] for i in chosen]
+    return Fold([], clips, config.test_frames, config.frame_step, notes)
 
 
 def main() -> None:
