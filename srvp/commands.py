@@ -58,7 +58,7 @@ def evaluate(
     prepared: Path | None,
     out: Path | None,
 ) -> None:
-    """Score a model on the test clips of an experiment, and write the examples that figures show."""
+    """Score a model on the test clips of an experiment; write what the figures show."""
     from srvp.data import open_test
     from srvp.evaluation.protocol import evaluate_experiment
     from srvp.evaluation.results import metrics_table

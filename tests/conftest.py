@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from srvp.config import Experiment, load_experiment
 from srvp.data import TrainingVideos
 from srvp.data.sets.moving_mnist import MovingMNIST
+from srvp.experiment import Experiment, load_experiment
 
 ROOT = Path(__file__).parent.parent
 

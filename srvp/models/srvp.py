@@ -305,10 +305,7 @@ class SRVP(VideoModel):
         return Reconstruction(x, y, q_y, q_z, p_z, residuals)
 
     def _loss(self, clips: Clips, randomness: Randomness, objective: str) -> Loss:
-        """The negative ELBO (equation 9): sums over frames, pixels and dimensions per clip.
-
-        The pixels' likelihood keeps its constant, so that the loss can be negative.
-        """
+        """The negative ELBO (equation 9); the pixels' likelihood keeps its constant."""
         c, x = self.config, clips.frames
         out = self(clips, randomness)
         # Scales as tensors of the device: a number would be copied there, which waits for it.
