@@ -5,11 +5,13 @@ import pytest
 import torch
 from reference import structvrnn as reference
 
-from srvp.devices import generator
+from srvp.devices import autocast, generator
 from srvp.models import keypoints as kp
 from srvp.models.interface import VideoShape
 from srvp.models.structvrnn import Config, Noise, Randomness, StructVRNN
 from srvp.schema import ConfigError
+from srvp.training.loop import read_checkpoint
+from srvp.training.run import Run
 
 PUBLIC = Config(conditioning_frames=8, beta=0.0)
 SMALL = replace(
@@ -385,3 +387,68 @@ def test_heat_maps_have_to_fit_the_frames():
         SMALL.build(VideoShape(1, 8))
     with pytest.raises(ConfigError, match="heatmap_width is 12; expected the 64 pixels"):
         replace(SMALL, heatmap_width=12).build(VideoShape(1, 64))
+
+
+# In the training loop.
+
+
+@pytest.fixture
+def experiment(tiny):
+    """The experiment `tiny` with this model."""
+    model = replace(SMALL, nf=2, conditioning_frames=5)
+    sizes = {"frames": 8, "batch_size": 2, "lr": 0.01, "constant_steps": 20}
+    return replace(
+        tiny,
+        model=model,
+        training=replace(tiny.training, **sizes, clip_norm=10.0, clip_each=True),
+        evaluation=replace(tiny.evaluation, predict=({},)),
+    )
+
+
+def test_training_lowers_the_loss_and_resumes_bit_for_bit(experiment, blobs, tmp_path):
+    device = torch.device("cpu")
+    whole, cut, resumed = (Run(experiment, device) for _ in range(3))
+
+    def move(run, steps):
+        for _ in range(steps):
+            run.update(blobs.train.draw(2, 8, run.generator))
+
+    move(cut, 6)
+    cut.save(tmp_path / "checkpoint.pt")
+    resumed.restore(read_checkpoint(tmp_path / "checkpoint.pt", device))
+    move(resumed, 6)
+    move(whole, 12)
+    for name, weights in whole.model.state_dict().items():
+        assert torch.equal(weights, resumed.model.state_dict()[name]), name
+    losses = [run.close_row()["total"] for run in (cut, whole)]  # of 6 steps, and of 12
+    assert losses[1] < 0.95 * losses[0]
+
+
+def test_gradients_are_clipped_one_by_one(experiment, blobs):
+    clips = blobs.train.draw(2, 8, generator(0, 0))
+
+    def gradients(**changes):
+        training = replace(experiment.training, **changes)
+        run = Run(replace(experiment, training=training), torch.device("cpu"))
+        run.update(clips)
+        return [p.grad for p in run.model.parameters()]
+
+    free, clipped = gradients(clip_norm=None), gradients()
+    norms = torch.stack([g.norm() for g in free])
+    assert norms.min() < 10 < norms.max()
+    for before, after in zip(free, clipped, strict=True):
+        expected = before * (10 / before.norm()).clamp(max=1)
+        torch.testing.assert_close(after, expected, rtol=1e-4, atol=0)
+
+
+def test_bfloat16_and_the_memory_layout_change_the_loss_by_little():
+    model, x = build(SMALL, 3, 64), clips(3, 64)
+    drawn = randomness(model)._replace(z=torch.zeros(B, T, 1, 3))  # no near ties of samples
+    with torch.no_grad():
+        plain = model.loss(x, drawn)
+        with autocast("bfloat16", torch.device("cpu")):
+            rough = model.loss(x, drawn)
+        other = model.to(memory_format=torch.channels_last).loss(x, drawn)
+    torch.testing.assert_close(torch.stack(other), torch.stack(plain), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.stack(rough), torch.stack(plain), rtol=0.05, atol=0.01)
+    assert all(term.dtype == torch.float32 for term in rough)
