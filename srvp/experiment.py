@@ -62,6 +62,7 @@ class TrainingConfig:
     final_lr: Real = 0.0  # rate at the last step, as a share of `lr`
     betas: tuple[Real, ...] = (0.9, 0.999)  # of Adam
     clip_norm: Real | None = None  # largest norm of the gradients of an objective
+    clip_each: bool = False  # or, with this, of each parameter's gradient
     optimizers: Mapping[str, OptimizerConfig] = field(default_factory=dict)  # by parameter group
 
     def __post_init__(self) -> None:
