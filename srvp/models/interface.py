@@ -21,6 +21,11 @@ from torch import Tensor, nn
 from srvp.schema import check_keys, check_value
 
 
+def generator(seed: int, n: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return the n-th random generator of a seed: of a training step, say, or of a test clip."""
+    return torch.Generator(device).manual_seed(seed * 1_000_003 + n)
+
+
 class Clips(NamedTuple):
     """A batch of video clips, with the actions that were taken in them, if the data have any."""
 

@@ -215,9 +215,10 @@ class SRVP(VideoModel):
         """
         k, x = self.config.inference_frames, self.check_shape(clips).frames
         h, skips = self._encode(x, skip_frame)
+        # Autograd adds gradients of h up in this order: another would round otherwise.
+        q_y, q_z = networks.softplus_normal(self.q_y(h[:, :k].flatten(1))), self.infer_z(h)
         seen = h[:, -k:] if content_frames is None else networks.pick(h, content_frames)
-        q_y = networks.softplus_normal(self.q_y(h[:, :k].flatten(1)))
-        return Inference(q_y, self.infer_z(h), self.infer_content(seen), skips)
+        return Inference(q_y, q_z, self.infer_content(seen), skips)
 
     def infer_content(self, h: Tensor) -> Tensor:
         """Infer w `(B, nh_inf)` from encodings `(B, k, nhx)`, whatever their order."""
@@ -304,10 +305,7 @@ class SRVP(VideoModel):
         return Reconstruction(x, y, q_y, q_z, p_z, residuals)
 
     def _loss(self, clips: Clips, randomness: Randomness, objective: str) -> Loss:
-        """The negative ELBO (equation 9): sums over frames, pixels and dimensions per clip.
-
-        The pixels' likelihood keeps its constant, so that the loss can be negative.
-        """
+        """The negative ELBO (equation 9); the pixels' likelihood keeps its constant."""
         c, x = self.config, clips.frames
         out = self(clips, randomness)
         # Scales as tensors of the device: a number would be copied there, which waits for it.
