@@ -60,7 +60,7 @@ def evaluate(
 ) -> None:
     """Score a model on the test clips of an experiment; write what the figures show."""
     from srvp.data import open_test
-    from srvp.evaluation.protocol import evaluate_experiment
+    from srvp.evaluation.run import evaluate_experiment
     from srvp.evaluation.results import metrics_table
     from srvp.store import MODEL_FILE, load_model
 
@@ -106,7 +106,7 @@ def publish(experiment: str, folder: Path | None) -> None:
 
 def videos(folder: Path) -> None:
     """List the videos of a folder: what is taken, what is left out, and why. Writes nothing."""
-    from srvp.data.sets.videos import listing
+    from srvp.data.listing import listing
 
     print(listing(folder))
 

@@ -44,6 +44,12 @@ FRAMES_AT_ONCE = 1024  # decoded together in prediction: their maps take up to 0
 class Config(ModelConfig):
     """Sizes and objective, in the paper's and the authors' symbols."""
 
+    terms = {  # noqa: RUF012 (a constant)
+        "nll": "negative log-likelihood (nats)",
+        "kl_y": "KL of the first state (nats)",
+        "kl_z": "KL of z (nats)",
+        "residual": "norm of the residuals",
+    }
     architecture: Literal["dcgan", "vgg"]
     skip_connections: bool
     ny: Count  # size of the state y
@@ -65,10 +71,8 @@ class Config(ModelConfig):
 
     def __post_init__(self) -> None:
         if self.transition != "residual" and self.euler_steps != 1:
-            raise ConfigError(
-                f"euler_steps is {self.euler_steps}, but a {self.transition} transition "
-                "moves from frame to frame: write 1"
-            )
+            problem = f"is {self.euler_steps}; expected 1 for the transition {self.transition}"
+            raise ConfigError(f"euler_steps {problem}")
 
     def build(self, shape: VideoShape) -> "SRVP":
         return SRVP(self, shape)
@@ -318,8 +322,7 @@ class SRVP(VideoModel):
         total = nll + c.beta_y * kl_y + c.beta_z * kl_z + c.l2_res * residual
         return Loss(total, nll, kl_y, kl_z, residual)
 
-    def _condition(self, clips: Clips) -> Inference:
-        return self.infer(clips)
+    _condition = infer
 
     def _predict(
         self,
