@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from train_step import Step, arguments, load, measure, our_step
 
-from srvp.data import MOVING_MNIST, MovingMNIST
 from srvp.data.sets import mnist
-from srvp.data.sets.moving_mnist import steps_at_once
+from srvp.data.sets.moving_mnist import DETERMINISTIC, MovingMNIST, steps_at_once
 from srvp.files import project_root
 from srvp.training.loop import pick_device
 
@@ -30,7 +29,7 @@ def main() -> None:
     config = experiment.training
     digits, _ = mnist.load(project_root() / "data" / "mnist", "train")
     videos = MovingMNIST(
-        torch.tensor(digits, device=device), deterministic=MOVING_MNIST[experiment.data.dataset]
+        torch.tensor(digits, device=device), deterministic=DETERMINISTIC[experiment.data.dataset]
     )
     ours = videos.batches(config.batch_size, config.frames, seed=0)
     theirs = authors.batches(experiment, digits, config.batch_size, workers=0, pin=False)

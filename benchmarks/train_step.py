@@ -33,8 +33,8 @@ from torch.profiler import profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from srvp.config import Experiment, load_experiment
-from srvp.data import MOVING_MNIST, MovingMNIST
 from srvp.data.sets import mnist
+from srvp.data.sets.moving_mnist import DETERMINISTIC, MovingMNIST
 from srvp.files import project_root
 from srvp.training.loop import Run, autocast, pick_device
 
@@ -58,7 +58,7 @@ def arguments(doc: str) -> argparse.ArgumentParser:
 
 def load(given: argparse.Namespace) -> Experiment:
     experiment = load_experiment(project_root() / "params.yaml", given.experiment)
-    if experiment.data.dataset not in MOVING_MNIST:
+    if experiment.data.dataset not in DETERMINISTIC:
         raise SystemExit(f"{given.experiment} is not Moving MNIST: choose smmnist or dmmnist")
     batch_size = given.batch_size or experiment.training.batch_size
     changes = {"batch_size": batch_size, "device": given.device}
@@ -69,7 +69,7 @@ def load(given: argparse.Namespace) -> Experiment:
 
 def our_step(experiment: Experiment, device: torch.device) -> Step:
     digits, _ = mnist.load(project_root() / "data" / "mnist", "train")
-    deterministic = MOVING_MNIST[experiment.data.dataset]
+    deterministic = DETERMINISTIC[experiment.data.dataset]
     videos = MovingMNIST(torch.tensor(digits, device=device), deterministic=deterministic)
     run, config = Run(experiment, device), experiment.training
     batches = videos.batches(config.batch_size, config.frames, config.seed)

@@ -37,18 +37,20 @@ class TrainingConfig:
 
     frames: Count  # length of a training sequence
     batch_size: Count
-    lr: Real
     constant_steps: Whole  # optimisation steps at `lr`
     decay_steps: Whole  # then steps over which the rate falls to `final_lr`
-    validation_interval: Count  # steps between validations
     validation_frames: Count  # length of a validation sequence, given frames included
-    validation_videos: Count  # sequences of the validation fold
-    validation_samples: Count  # futures per sequence, of which the best counts
-    select_best: bool  # keep the weights of the best validation rather than the last
-    checkpoint_interval: Count  # steps between the checkpoints that a killed run resumes from
-    seed: Whole
-    device: Literal["auto", "cpu", "cuda", "mps"]
-    precision: Literal["auto", "float32", "bfloat16"]
+    lr: Real = 3.0e-4
+    validation_interval: Count = 20000  # steps between validations
+    validation_videos: Count = 400  # sequences of the validation fold
+    validation_samples: Count = 100  # futures per sequence, of which the best counts
+    select_best: bool = False  # keep the weights of the best validation rather than the last
+    checkpoint_interval: Count = (
+        2000  # steps between the checkpoints that a killed run resumes from
+    )
+    seed: Whole = 1
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     minutes: Real | None = None  # then stop with a checkpoint, to be resumed by the next call
     init_from: str | None = None  # model file with the weights to start from
     ema: Real = 0.0  # decay of a moving average of the weights, which is then the model; 0: none
@@ -60,6 +62,7 @@ class TrainingConfig:
     final_lr: Real = 0.0  # rate at the last step, as a share of `lr`
     betas: tuple[Real, ...] = (0.9, 0.999)  # of Adam
     clip_norm: Real | None = None  # largest norm of the gradients of an objective
+    clip_each: bool = False  # or, with this, of each parameter's gradient
     optimizers: Mapping[str, OptimizerConfig] = field(default_factory=dict)  # by parameter group
 
     def __post_init__(self) -> None:
@@ -82,10 +85,10 @@ class EvaluationConfig:
     """The test protocol."""
 
     conditioning_frames: Count  # given frames
-    samples: Count  # futures per clip, of which the best counts
-    batch_size: Count  # clips at a time
-    frames_at_once: Count  # predicted frames at a time: lower it if memory is short
-    seed: Whole
+    samples: Count = 100  # futures per clip, of which the best counts
+    batch_size: Count = 16  # clips at a time
+    frames_at_once: Count = 4096  # predicted frames at a time: lower it if memory is short
+    seed: Whole = 1
     metrics: tuple[str, ...] = tuple(METRICS)  # rows of `srvp.metrics.table.METRICS`
     # Options of `model.predict`, one evaluation each; the first is the protocol's.
     predict: tuple[Mapping[str, Any], ...] = ({},)
@@ -95,6 +98,11 @@ class EvaluationConfig:
         for metric in self.metrics:
             if metric not in METRICS:
                 raise ConfigError(f"metrics has {metric!r}{suggest(metric, METRICS)}")
+
+    def clips_at_once(self, clip_frames: int) -> int:
+        """Return how many clips to take at a time: `frames_at_once` may leave less room."""
+        predicted = clip_frames - self.conditioning_frames
+        return max(1, min(self.batch_size, self.frames_at_once // predicted))
 
 
 @dataclass(frozen=True)
@@ -131,13 +139,14 @@ class Experiment:
                 f"predict after evaluation.conditioning_frames, {given}: raise it"
             )
         for metric in self.evaluation.metrics:
-            fewest = METRICS[metric]
-            if data.test_frames < fewest.frames or data.test_videos < fewest.videos:
-                raise ConfigError(
-                    f"evaluation.metrics has {metric}, which needs {fewest.videos} videos of "
-                    f"{fewest.frames} frames, but data.test_videos is {data.test_videos} and "
-                    f"data.test_frames {data.test_frames}: raise these, or leave it out"
-                )
+            row = METRICS[metric]
+            fewest = {"test_videos": row.videos, "test_frames": row.frames, "size": row.size}
+            for key, least in fewest.items():
+                if getattr(data, key) < least:
+                    raise ConfigError(
+                        f"data.{key} is {getattr(data, key)}, but {metric} in evaluation.metrics "
+                        f"needs at least {least}: raise it, or leave {metric} out"
+                    )
         for i, options in enumerate(self.evaluation.predict):
             check_options(self.model, options, f"evaluation.predict[{i}]")
 
@@ -151,9 +160,12 @@ class Experiment:
         """Frames to predict in a test clip."""
         return self.data.test_frames - self.evaluation.conditioning_frames
 
-    def option_name(self, options: Mapping[str, Any]) -> str:
-        """Return what tables call the model with options of prediction."""
-        return ", ".join(filter(None, [self.name, self.model.describe_options(options)]))
+    @property
+    def option_names(self) -> list[str]:
+        """What tables call the model with each entry of `evaluation.predict`."""
+        _, *others = self.evaluation.predict
+        options = map(self.model.describe_options, others)
+        return [self.name, *(f"{self.name}, {option}" for option in options)]
 
 
 def load_experiment(path: Path, name: str) -> Experiment:

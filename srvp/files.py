@@ -34,8 +34,8 @@ def project_root(start: Path | None = None) -> Path:
         if _has_experiments(folder):
             return folder
     raise FileNotFoundError(
-        f"no params.yaml with `experiments` in {start} or above it, and the package is not installed "
-        f"from a clone: start inside a clone of the repository, or set {ROOT_VARIABLE} to one"
+        f"no params.yaml with `experiments` in {start} or above it, and the package was not "
+        f"installed from a clone: start inside a clone, or set {ROOT_VARIABLE} to one"
     )
 
 

@@ -5,7 +5,6 @@ from dataclasses import FrozenInstanceError
 import pytest
 import yaml
 from conftest import ROOT
-
 from srvp.config import ConfigError, from_entry, load_experiment, to_entry
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())

@@ -10,10 +10,10 @@ from conftest import ROOT
 from torch import distributed as group
 from torch.multiprocessing import spawn
 
-from srvp.config import load_experiment
+from srvp.experiment import load_experiment
 from srvp.training import distributed
 from srvp.training.launch import train_everywhere
-from srvp.training.loop import Run
+from srvp.training.run import Run
 
 STEPS = 5
 

@@ -1,34 +1,32 @@
-"""Data sets: from the raw files to training batches and the published test sets."""
+"""Data sets: from the raw files to training batches and the paper's test clips."""
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from srvp.config import DataConfig
-from srvp.data.prepared import ClipSampler, PreparedVideos, train_validation_split
-from srvp.data.sets import mnist, moving_mnist
-from srvp.data.sets.moving_mnist import MovingMNIST
-from srvp.data.staging import Fold, Video, write_prepared
-from srvp.files import atomic_write
+from srvp.data.config import DataConfig
+from srvp.data.prepared import ClipSampler, PreparedVideos
+from srvp.data.sets import SETS
+from srvp.models.interface import Clips
 
 
 class VideoSource(Protocol):
-    """Endless random videos to train on."""
+    """Endless random clips to train on."""
 
-    def draw(self, videos: int, frames: int, generator: torch.Generator) -> Tensor:
-        """Return float32 `(videos, frames, C, 64, 64)` in [0, 1], on the device that trains."""
+    def draw(self, count: int, frames: int, generator: torch.Generator) -> Clips:
+        """Return `count` clips of `frames` frames, on the device that trains."""
 
-    def batches(self, videos: int, frames: int, seed: int, first: int = 0) -> Iterator[Tensor]:
-        """Yield such videos for training steps `first`, `first` + 1, ... without end.
+    def batches(self, count: int, frames: int, seed: int, first: int = 0) -> Iterator[Clips]:
+        """Yield such clips for training steps `first`, `first` + 1, ... without end.
 
-        They depend on the seed and the step alone: not on the model, nor on where a run began.
+        They depend only on the seed and the step: not on the model, nor on where a run began.
 
         Args:
-            videos: batch size B.
+            count: batch size B.
             frames: length T.
             seed: of all batches.
             first: number of the first step, from 0.
@@ -42,61 +40,20 @@ class TrainingVideos(NamedTuple):
     validation: VideoSource
 
 
-MOVING_MNIST = {"smmnist": False, "dmmnist": True}  # name: whether bounces are deterministic
-
-
-def prepare(config: DataConfig, raw: Path, out: Path) -> None:
+def prepare(config: DataConfig, data_root: Path, out: Path) -> None:
     """Prepare a data set: read the owners' files once, check them, write what training reads.
 
     Args:
-        config: which data set, and its test clips.
-        raw: folder of the raw data sets, `data/`; a set lies in the folder of its name, both
-            Moving MNIST in `mnist`.
-        out: folder of the prepared set; left out if it could not be completed.
+        config: which data set, the form of its frames, and its test clips.
+        data_root: folder of all raw data, `data/`; `SETS` names the folder of a set in it.
+        out: folder of the prepared set. A set that is up to date is left as it is.
 
     Raises:
-        FileNotFoundError, ValueError: a raw file is missing or damaged; the message names it.
+        FileNotFoundError, ValueError: a raw file is missing or damaged, which the message names; or
+            there are fewer test clips than `config` asks for.
     """
-    if config.dataset in MOVING_MNIST:
-        _prepare_moving_mnist(config, raw / "mnist", out)
-    else:
-        _prepare_videos(config, raw / config.dataset, out)
-
-
-def _prepare_moving_mnist(config: DataConfig, raw: Path, out: Path) -> None:
-    digits, _ = mnist.load(raw, "train")
-    test = moving_mnist.test_set(
-        raw,
-        frames=config.test_frames,
-        deterministic=MOVING_MNIST[config.dataset],
-        seed=config.seed,
-        videos=config.test_videos,
-    )
-    with atomic_write(out / "train" / "digits.npy") as temporary, open(temporary, "wb") as file:
-        np.save(file, digits)
-    videos = (
-        Video(f"{i:04d}", x[:, None], {"positions": test.positions[i], "speeds": test.speeds[i]})
-        for i, x in enumerate(test.sequences)
-    )
-    clips = Fold(clips=[(i, 0) for i in range(config.test_videos)], clip_frames=config.test_frames)
-    write_prepared(out / "test", videos, clips, dataset=config.dataset)
-
-
-def _prepare_videos(config: DataConfig, raw: Path, out: Path) -> None:
-    # Decoding needs PyAV, which a machine that only trains can do without.
-    from srvp.data.sets import bair, human36m, kth, videos
-
-    length = {"clip_frames": config.test_frames, "clips": config.test_videos}
-    step = {"frame_step": config.frame_step}
-    if config.dataset == "kth":
-        kth.prepare(raw, out, seed=config.seed, **length)
-    elif config.dataset == "human36m":
-        human36m.prepare(raw, out, seed=config.seed, **length, **step)
-    elif config.dataset == "bair":
-        bair.prepare(raw, out, seed=config.seed)
-    else:
-        own = {"channels": config.channels, "crop": config.crop, "rate": config.frame_rate}
-        videos.prepare(raw, out, **length, **step, **own)
+    raw = Path(data_root) / SETS[config.dataset].raw
+    _import_file(config).prepare(raw, Path(out), config)
 
 
 def open_training(config: DataConfig, folder: Path, device: torch.device) -> TrainingVideos:
@@ -105,48 +62,35 @@ def open_training(config: DataConfig, folder: Path, device: torch.device) -> Tra
     Args:
         config: that the set was prepared with.
         folder: of the prepared set.
-        device: that trains; Moving MNIST is drawn there, and other videos are brought there.
+        device: that trains. Moving MNIST is drawn there; other videos are brought there.
 
     Raises:
         FileNotFoundError: there is no prepared set.
+        ValueError: it is damaged, or was prepared with other settings.
     """
-    if config.dataset not in MOVING_MNIST:
-        videos = PreparedVideos.open(folder / "train")
-        _check_channels(videos, config)
-        folds = (videos.training, videos.validation)
-        step = config.frame_step
-        return TrainingVideos(*(ClipSampler(videos, fold, step, device) for fold in folds))
-    digits = np.load(folder / "train" / "digits.npy")
-    deterministic = MOVING_MNIST[config.dataset]
-    folds = (torch.from_numpy(digits[f]) for f in train_validation_split(len(digits), config.seed))
-    return TrainingVideos(
-        *(MovingMNIST(fold.to(device), deterministic=deterministic) for fold in folds)
-    )
+    if SETS[config.dataset].drawn:
+        return TrainingVideos(*_import_file(config).open_training(config, folder, device))
+    videos = PreparedVideos.open(Path(folder) / "train", config)
+    folds = (videos.training, videos.validation)
+    return TrainingVideos(*(ClipSampler(videos, f, config.frame_step, device) for f in folds))
 
 
 def open_test(config: DataConfig, folder: Path) -> PreparedVideos:
-    """Open the test clips of a prepared set: the first `test_videos` in the published order.
+    """Open the test clips of a prepared set: the first `test_videos` in the paper's order.
 
     Raises:
         FileNotFoundError: there is no prepared set.
-        ValueError: it has too few clips, or clips of another length or colour.
+        ValueError: it is damaged, was prepared with other settings, or has too few clips.
     """
-    videos = PreparedVideos.open(folder / "test")
-    _check_channels(videos, config)
-    found = (len(videos.clips), videos.clip_frames)
-    if found[0] < config.test_videos or found[1] != config.test_frames:
-        raise ValueError(
-            f"{videos.folder} holds {found[0]} clips of {found[1]} frames, but data.test_videos "
-            f"is {config.test_videos} and data.test_frames {config.test_frames}: change these, or "
-            "run the prepare stage again"
-        )
+    videos = PreparedVideos.open(Path(folder) / "test", config)
+    videos.check_setting("frame_step", videos.frame_step, config.frame_step)
+    videos.check_setting("test_frames", videos.clip_frames, config.test_frames)
+    if len(videos.clips) < config.test_videos:
+        videos.check_setting("test_videos", len(videos.clips), config.test_videos)
     videos.clips = videos.clips[: config.test_videos]
     return videos
 
 
-def _check_channels(videos: PreparedVideos, config: DataConfig) -> None:
-    if videos.channels != config.channels:
-        raise ValueError(
-            f"{videos.folder} has {videos.channels} channel(s), but data.channels is "
-            f"{config.channels}: change it, or run the prepare stage again"
-        )
+def _import_file(config: DataConfig) -> ModuleType:
+    """Import the file of a data set: most need PyAV, which a machine that only trains lacks."""
+    return importlib.import_module(f"srvp.data.sets.{SETS[config.dataset].module}")

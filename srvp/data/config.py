@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from srvp.data.sets import SETS
+from srvp.data.sets import SETS, DataSet
 from srvp.schema import ConfigError, Count, Real, Whole, suggest
 
 
@@ -15,9 +15,9 @@ class DataConfig:
     channels: Literal[1, 3]
     test_videos: Count  # number of test clips, the first of the official order
     test_frames: Count  # given and predicted frames of a test clip together
-    seed: Whole  # of the test clips and of the split into training and validation
+    seed: Whole = 42  # of the test clips and of the split into training and validation
     size: Annotated[int, 16] = 64  # height and width of a frame in pixels, a power of two
-    actions: Whole = 0  # values per frame of the actions that the model is given
+    actions: Whole = 0  # values per frame of the actions that the model is given; 0: none
     frame_step: Count = 1  # distance of a clip's frames in the stored video
     frame_rate: Real | None = None  # own videos: frames per second to store; all if not given
     crop: Literal["center"] | tuple[Whole, ...] | None = None  # own videos: or a box in pixels
@@ -27,6 +27,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.dataset not in SETS:
             raise ConfigError(f"dataset is {self.dataset!r}{suggest(self.dataset, SETS)}")
+        self._check_against(SETS[self.dataset])
         if self.size & (self.size - 1):
             raise ConfigError(f"size is {self.size}; expected a power of two, such as 64 or 128")
         for key in ("crop", "frame_rate"):
@@ -41,4 +42,21 @@ class DataConfig:
             raise ConfigError(
                 f"test_fraction and validation_fraction are {self.test_fraction} and "
                 f"{self.validation_fraction}, which leaves no video to train on: lower them"
+            )
+
+    def _check_against(self, row: DataSet) -> None:
+        if row.channels not in (None, self.channels):
+            raise ConfigError(
+                f"channels is {self.channels}, but {row.title} has {row.channels}: change it"
+            )
+        if row.drawn and self.frame_step != 1:
+            raise ConfigError(
+                f"frame_step is {self.frame_step}, but videos of {row.title} are drawn frame by "
+                "frame: remove it"
+            )
+        actions = row.actions * self.frame_step  # of all frames that a step skips
+        if self.actions not in (0, actions):
+            raise ConfigError(
+                f"actions is {self.actions}, but {row.title} has {row.actions} values per stored "
+                f"frame; expected {f'0 or {actions}' if actions else 0}"
             )

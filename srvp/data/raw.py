@@ -5,19 +5,66 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from fractions import Fraction
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 import av
 import numpy as np
-from av import VideoStream
+from av import CodecContext, VideoFrame, VideoStream
 from av.container import InputContainer
-from av.filter import Graph
+from av.stream import Disposition
 from PIL import Image
 
+from srvp.data.ends import is_cut
+from srvp.data.filters import shown
+
 REPLACE = "replace or remove it, then run again; what is finished is kept"
+MAX_PIXELS = 2**25  # of a frame: 8K. Headers can claim more than fits into memory
+OPTIONS = {
+    # A playlist that is called .mp4 must not open other files or addresses.
+    "options": {"protocol_whitelist": "none", "max_pixels": str(MAX_PIXELS)},
+    "metadata_errors": "replace",
+}
+
+
+@contextmanager
+def open_video(source: Path | BinaryIO, name: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a video file, and yield its container and the stream of its pictures.
+
+    Raises:
+        ValueError: the file is empty, damaged, too large, or holds no pictures.
+        OSError: it cannot be opened.
+    """
+    try:
+        with _opened(source) as file, av.open(file, **OPTIONS) as container:
+            stream = _pictures(container, name)
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+            stream.codec_context.thread_count = 1  # other cores decode other videos
+            yield container, stream
+    except (av.FFmpegError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or "too large"
+        raise ValueError(f"{name} is damaged or no video ({reason}): {REPLACE}") from None
+
+
+def _opened(source: Path | BinaryIO) -> AbstractContextManager[BinaryIO]:
+    if isinstance(source, Path):
+        return open(source, "rb")
+    source.seek(0)
+    return nullcontext(source)
+
+
+def _pictures(container: InputContainer, name: str) -> VideoStream:
+    """Return the stream of pictures that players show; the cover of a piece of music is none."""
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        held = "sound and no video" if container.streams.audio else "no video"
+        raise ValueError(f"{name} holds {held}: {REPLACE}")
+    best = container.streams.best("video")
+    stream = best if best in streams else streams[0]
+    if stream.codec_context is None:
+        raise ValueError(f"{name} has a codec that PyAV does not know: convert it, then run again")
+    return stream
 
 
 def decode(
@@ -27,10 +74,12 @@ def decode(
     rate: float | None = None,
     size: tuple[int, int] | None = None,
     truncated: bool = False,
+    square: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Yield the frames of a video: RGB, uint8 `(H, W, 3)`, upright.
+    """Yield the frames of a video as players show them: RGB, uint8 `(H, W, 3)`.
 
-    Frames go through the filters of the ffmpeg command, so that they equal its output.
+    Frames go through the filters of the ffmpeg command, so that they equal its output; then they
+    are turned and mirrored as the file says. Transparent pixels are put on black.
 
     Args:
         source: a file, or an open one.
@@ -39,73 +88,71 @@ def decode(
             every frame counts.
         size: height and width to scale to, bicubically; by default the video's.
         truncated: accept a video that ends early.
+        square: scale the width of frames whose pixels are not square, so that they are.
 
     Raises:
-        ValueError: the file is empty, damaged, truncated or not a video.
+        ValueError: the file is empty, damaged, truncated, too large or not a video.
+        OSError: it cannot be opened.
     """
-    try:
-        with av.open(source) as container:
-            if not container.streams.video:
-                raise ValueError(f"{name} holds no video: {REPLACE}")
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # other cores decode other videos
-            graph = _filters(stream, rate, size)
-            count, last, turn = 0, 0.0, 0
-            for frame in container.decode(stream):
-                count, last, turn = count + 1, frame.time or last, frame.rotation
-                graph.push(frame)
-                yield from _pull(graph, turn)
-            graph.push(None)
-            yield from _pull(graph, turn)
-            if not truncated:
-                _check_end(name, container, stream, count, last)
-    except av.FFmpegError as error:
-        raise ValueError(f"{name} is damaged or no video ({error.strerror}): {REPLACE}") from None
+    with _opened(source) as file:
+        cut = False if truncated else is_cut(file)
+    if cut:
+        raise ValueError(f"{name} is truncated, its container announces more: {REPLACE}")
+    with open_video(source, name) as (container, stream):
+        frames = _frames(container, stream, name, checked=cut is False)
+        yield from shown(frames, stream, name, rate=rate, size=size, square=square)
 
 
-def _filters(stream: VideoStream, rate: float | None, size: tuple[int, int] | None) -> Graph:
-    graph = Graph()
-    chain = [graph.add_buffer(template=stream)]
-    if rate:
-        chain.append(graph.add("fps", f"fps={Fraction(rate).limit_denominator(1001)}"))
-    if size:
-        chain.append(graph.add("scale", f"{size[1]}:{size[0]}:flags=bicubic"))
-    chain += [graph.add("format", "rgb24"), graph.add("buffersink")]
-    graph.link_nodes(*chain).configure()
-    return graph
-
-
-def _pull(graph: Graph, turn: int) -> Iterator[np.ndarray]:
-    """Yield the frames that the filters have ready, turned by `turn` degrees anticlockwise."""
-    while True:
+def _frames(
+    container: InputContainer, stream: VideoStream, name: str, checked: bool
+) -> Iterator[VideoFrame]:
+    """Yield the frames as decoded; raise at the end if it comes too early, unless `checked`."""
+    decoder = _decoder(stream)
+    packets = decoded = end = 0
+    partial = False
+    for packet in container.demux(stream):
+        if packet.size:
+            packets, end = packets + 1, (packet.pos or 0) + packet.size
+            partial = partial or packet.is_corrupt
         try:
-            frame = graph.pull()
-        except (av.BlockingIOError, av.EOFError):  # needs more input; has ended
-            return
-        yield np.rot90(frame.to_ndarray(), turn // 90)
+            frames = decoder.decode(packet)
+        except av.InvalidDataError:
+            if decoded or packet.is_keyframe:
+                raise
+            continue  # a recording that starts between two key frames
+        decoded += len(frames)
+        yield from frames
+    if not decoded:
+        raise ValueError(f"{name} holds no frame that can be decoded: {REPLACE}")
+    if container.format.name == "yuv4mpegpipe":
+        partial = end != container.size
+    if not checked and (partial or packets < min(stream.frames - 1, 0.98 * stream.frames)):
+        raise ValueError(f"{name} is truncated, only {decoded} frames decode: {REPLACE}")
 
 
-def _check_end(
-    name: str, container: InputContainer, stream: VideoStream, count: int, last: float
-) -> None:
-    """Raise if of a video, `count` frames up to `last` seconds, over 2 percent of the end lack.
+def count_frames(source: Path | BinaryIO, name: str) -> tuple[int, float | None]:
+    """Return how many frames a video file holds, and how many a second on average.
 
-    Of whole files, too, decoders may drop a last frame.
+    Frames are counted in the index of the file, or by their packets; they are not decoded.
+
+    Raises:
+        ValueError, OSError: see `open_video`.
     """
-    rate = float(stream.average_rate or 1)
-    if container.format.name == "avi":  # its header counts frames; the duration is of what is there
-        expected, found = stream.frames, count
-    else:
-        start = float((stream.start_time or 0) * stream.time_base)
-        found = (last - start) * rate + 1
-        if stream.duration:
-            expected = float(stream.duration * stream.time_base) * rate
-        else:  # only the container's, which sound may exceed
-            expected = 0.9 * (container.duration or 0) / av.time_base * rate
-    if expected - found > max(1, 0.02 * expected):
-        raise ValueError(
-            f"{name} is truncated: {found:.0f} of {expected:.0f} frames decode; {REPLACE}"
-        )
+    with open_video(source, name) as (container, stream):
+        index = stream.index_entries if stream.frames else ()  # complete in MP4 and MOV
+        packets = index if container.format.name.startswith("mov") else container.demux(stream)
+        count = sum(packet.size > 0 and not packet.is_discard for packet in packets)
+        return count, float(stream.average_rate) if stream.average_rate else None
+
+
+def _decoder(stream: VideoStream) -> CodecContext:
+    """Return the stream's decoder, or the one that knows the transparency of WebM."""
+    known = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    if known is None or stream.metadata.get("alpha_mode") != "1":
+        return stream.codec_context
+    decoder = CodecContext.create(known, "r")
+    decoder.options = stream.codec_context.options
+    return decoder
 
 
 def resized(

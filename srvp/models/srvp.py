@@ -44,31 +44,35 @@ FRAMES_AT_ONCE = 1024  # decoded together in prediction: their maps take up to 0
 class Config(ModelConfig):
     """Sizes and objective, in the paper's and the authors' symbols."""
 
+    terms = {  # noqa: RUF012 (a constant)
+        "nll": "negative log-likelihood (nats)",
+        "kl_y": "KL of the first state (nats)",
+        "kl_z": "KL of z (nats)",
+        "residual": "norm of the residuals",
+    }
     architecture: Literal["dcgan", "vgg"]
     skip_connections: bool
-    nf: Count  # channels of the encoder's first stage
-    nhx: Count  # size of a frame's encoding h
     ny: Count  # size of the state y
     nz: Whole  # size of the stochastic variable z; 0 for the deterministic ablation without z
-    transition: Literal["residual", "mlp", "gru"]  # SRVP, or one of the paper's ablations
     inference_frames: Count  # k: frames that the content w and the first state are inferred from
-    nh_inf: Count  # hidden units of the inference networks, and size of w
-    nlayers_inf: Count  # linear maps of q(y_1)
-    nh_res: Count  # hidden units of the prior of z and of the dynamics f
-    nlayers_res: Count  # linear maps of either
     res_gain: Real  # gain of the orthogonal initialisation of f
     euler_steps: Count  # residual updates per frame in training: dt = 1 / euler_steps
     obs_scale: Real  # sqrt(nu): standard deviation of a pixel around its decoded mean
-    beta_y: Real  # weight of KL(q(y_1) || p(y_1))
     beta_z: Real  # weight of KL(q(z) || p(z))
-    l2_res: Real  # weight of the norm of the residuals
+    transition: Literal["residual", "mlp", "gru"] = "residual"  # or one of the paper's ablations
+    nf: Count = 64  # channels of the encoder's first stage
+    nhx: Count = 128  # size of a frame's encoding h
+    nh_inf: Count = 256  # hidden units of the inference networks, and size of w
+    nlayers_inf: Count = 3  # linear maps of q(y_1)
+    nh_res: Count = 512  # hidden units of the prior of z and of the dynamics f
+    nlayers_res: Count = 4  # linear maps of either
+    beta_y: Real = 1.0  # weight of KL(q(y_1) || p(y_1))
+    l2_res: Real = 1.0  # weight of the norm of the residuals
 
     def __post_init__(self) -> None:
         if self.transition != "residual" and self.euler_steps != 1:
-            raise ConfigError(
-                f"euler_steps is {self.euler_steps}, but a {self.transition} transition "
-                "moves from frame to frame: write 1"
-            )
+            problem = f"is {self.euler_steps}; expected 1 for the transition {self.transition}"
+            raise ConfigError(f"euler_steps {problem}")
 
     def build(self, shape: VideoShape) -> "SRVP":
         return SRVP(self, shape)
@@ -215,9 +219,10 @@ class SRVP(VideoModel):
         """
         k, x = self.config.inference_frames, self.check_shape(clips).frames
         h, skips = self._encode(x, skip_frame)
+        # Autograd adds gradients of h up in this order: another would round otherwise.
+        q_y, q_z = networks.softplus_normal(self.q_y(h[:, :k].flatten(1))), self.infer_z(h)
         seen = h[:, -k:] if content_frames is None else networks.pick(h, content_frames)
-        q_y = networks.softplus_normal(self.q_y(h[:, :k].flatten(1)))
-        return Inference(q_y, self.infer_z(h), self.infer_content(seen), skips)
+        return Inference(q_y, q_z, self.infer_content(seen), skips)
 
     def infer_content(self, h: Tensor) -> Tensor:
         """Infer w `(B, nh_inf)` from encodings `(B, k, nhx)`, whatever their order."""
@@ -304,10 +309,7 @@ class SRVP(VideoModel):
         return Reconstruction(x, y, q_y, q_z, p_z, residuals)
 
     def _loss(self, clips: Clips, randomness: Randomness, objective: str) -> Loss:
-        """The negative ELBO (equation 9): sums over frames, pixels and dimensions per clip.
-
-        The pixels' likelihood keeps its constant, so that the loss can be negative.
-        """
+        """The negative ELBO (equation 9); the pixels' likelihood keeps its constant."""
         c, x = self.config, clips.frames
         out = self(clips, randomness)
         # Scales as tensors of the device: a number would be copied there, which waits for it.
@@ -320,8 +322,7 @@ class SRVP(VideoModel):
         total = nll + c.beta_y * kl_y + c.beta_z * kl_z + c.l2_res * residual
         return Loss(total, nll, kl_y, kl_z, residual)
 
-    def _condition(self, clips: Clips) -> Inference:
-        return self.infer(clips)
+    _condition = infer
 
     def _predict(
         self,

@@ -52,7 +52,7 @@ from torch.nn import functional as F
 
 from srvp.models import networks
 from srvp.models.interface import Clips, ModelConfig, VideoModel, VideoShape
-from srvp.schema import ConfigError, Count, Real, Whole
+from srvp.schema import Count, Real
 
 ENCODERS = {
     "dcgan": partial(networks.dcgan_encoder, bias=True, norm_first=True),
@@ -67,24 +67,18 @@ LSTMState = tuple[Tensor, Tensor]  # hidden and cell, (layers, B, rnn_size)
 class Config(ModelConfig):
     """Sizes and objective, in the authors' symbols."""
 
+    terms = {"mse": "squared error per pixel", "kl": "KL of z (nats)"}  # noqa: RUF012 (a constant)
     prior: Literal["learned", "fixed"]  # SVG-LP or SVG-FP
     architecture: Literal["dcgan", "vgg"]
-    nf: Count  # channels of the encoder's first stage
-    g_dim: Count  # size of a frame's encoding h, and of the predictor's output g
     z_dim: Count  # size of the stochastic variable z
-    rnn_size: Count  # hidden units of every LSTM
-    predictor_layers: Count  # LSTM layers of the predictor
-    posterior_layers: Count  # LSTM layers of the posterior
     conditioning_frames: Annotated[int, 2]  # P: skips come from no later frame than P - 1
     beta: Real  # weight of the KL
-    prior_layers: Whole = 0  # LSTM layers of a learned prior
-
-    def __post_init__(self) -> None:
-        if (self.prior == "learned") != bool(self.prior_layers):
-            expected = "at least 1" if self.prior == "learned" else "none"
-            raise ConfigError(
-                f"prior_layers is {self.prior_layers}; expected {expected} for a {self.prior} prior"
-            )
+    nf: Count = 64  # channels of the encoder's first stage
+    g_dim: Count = 128  # size of a frame's encoding h, and of the predictor's output g
+    rnn_size: Count = 256  # hidden units of every LSTM
+    predictor_layers: Count = 2  # LSTM layers of the predictor
+    posterior_layers: Count = 1  # LSTM layers of the posterior
+    prior_layers: Count = 1  # LSTM layers of a learned prior
 
     def build(self, shape: VideoShape) -> "SVG":
         return SVG(self, shape)

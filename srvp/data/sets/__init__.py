@@ -12,13 +12,16 @@ class DataSet(NamedTuple):
     title: str  # as papers call it
     module: str  # file in this folder
     raw: str  # folder of its raw files in `data/`
+    channels: int | None = None  # of its frames; None: as `data.channels` says
+    actions: int = 0  # values per frame of the actions that are stored
+    drawn: bool = False  # the file's `open_training` draws the training videos; none are stored
 
 
 SETS = {
-    "smmnist": DataSet("SM-MNIST", "moving_mnist", "mnist"),
-    "dmmnist": DataSet("DM-MNIST", "moving_mnist", "mnist"),
-    "kth": DataSet("KTH", "kth", "kth"),
-    "human36m": DataSet("Human3.6M", "human36m", "human36m"),
-    "bair": DataSet("BAIR", "bair", "bair"),
+    "smmnist": DataSet("SM-MNIST", "moving_mnist", "mnist", channels=1, drawn=True),
+    "dmmnist": DataSet("DM-MNIST", "moving_mnist", "mnist", channels=1, drawn=True),
+    "kth": DataSet("KTH", "kth", "kth", channels=1),
+    "human36m": DataSet("Human3.6M", "human36m", "human36m", channels=3),
+    "bair": DataSet("BAIR", "bair", "bair", channels=3, actions=4),
     "videos": DataSet("own videos", "videos", "videos"),
 }

@@ -1,14 +1,14 @@
 """BAIR robot pushing (small): a robot arm that pushes objects. RGB, 64x64, 30 frames a video.
 
-From `bair_robot_pushing_dataset_v0.tar` or the TFRecord files in it to the published sets: all
-videos of `train` to train on, and all 30 frames of those of `test` to test on, from the camera
-`image_aux1`. Frames are stored byte for byte, with `actions` (4 numbers) and `positions` of the end
-effector (3). TFRecords are read without TensorFlow, and every checksum in them is verified. Videos
-are in the order of their files' names as strings, as in the official code.
+From `bair_robot_pushing_dataset_v0.tar` or the TFRecord files in it to the sets of the paper: all
+videos of `train` to train on, and the first frames of those of `test` to test on, from the camera
+`image_aux1`. Frames are stored byte for byte, or resized (Lanczos) if they are to be of another
+size, with `actions` (4 numbers) and `positions` of the end effector (3). TFRecords are read without
+TensorFlow, and every checksum in them is verified. Videos are in the order of their files' names as
+strings, as in the official code.
 """
 
 import gzip
-import hashlib
 import re
 import struct
 import tarfile
@@ -20,9 +20,11 @@ from typing import BinaryIO
 import google_crc32c
 import numpy as np
 
-from srvp.data import staging
+from srvp.data.config import DataConfig
+from srvp.data.jobs import Job, Video
 from srvp.data.prepared import train_validation_split
-from srvp.data.raw import REPLACE, RawFile, intact, tar_files
+from srvp.data.raw import REPLACE, RawFile, intact, resized, tar_files
+from srvp.data.staging import Fold, Staged, stage, write
 
 FRAMES = 30
 SHAPE = (64, 64, 3)
@@ -32,44 +34,34 @@ SOURCE = "http://rail.eecs.berkeley.edu/datasets/bair_robot_pushing_dataset_v0.t
 GZIP_MAGIC = b"\x1f\x8b\x08"
 
 
-def prepare(
-    raw: Path,
-    out: Path,
-    *,
-    seed: int = 42,
-    workers: int | None = None,
-    progress: bool = True,
-) -> None:
-    """Write `out/train` and `out/test` from the raw files.
-
-    Args:
-        raw: folder that holds, at any depth, the tar archive or `{train,test}/*.tfrecords`.
-        out: folder for the two folds.
-        seed: of the split into training and validation.
-        workers: processes that read, by default one per core.
-        progress: show a progress bar and notes on the raw data.
-
-    Raises:
-        FileNotFoundError: there is no file of a fold.
-        ValueError: a raw file is damaged. What is finished is kept for the next run.
-    """
-    raw = Path(raw)
+def prepare(raw: Path, out: Path, config: DataConfig) -> None:
+    """Write the set from the tar archive or `{train,test}/*.tfrecords`, at any depth in `raw`."""
+    span = (config.test_frames - 1) * config.frame_step + 1
+    if span > FRAMES:
+        raise ValueError(
+            f"a test clip spans {span} frames, but the videos of BAIR have {FRAMES}: lower "
+            "data.test_frames or data.frame_step"
+        )
     found = find_records(raw)
-    staging.prepare(
-        out,
-        [
-            staging.Job(fold, name, file.label, file.size, partial(_read, name, file))
-            for (fold, name), file in found.items()
-        ],
-        partial(_describe, seed=seed),
-        manifest={
-            "dataset": "bair",
-            "settings": {"seed": seed},
-            "raw": staging.raw_sizes(raw, {file.path for file in found.values()}),
-        },
-        workers=workers,
-        progress=progress,
+    jobs = [
+        Job(fold, name, file.label, [file.path], partial(_read, name, file, config.size))
+        for (fold, name), file in found.items()
+    ]
+    train, test = stage(raw, out, config, jobs, {file.path for file in found.values()})
+    _, validation = train_validation_split(len(train.names), config.seed)
+    clips = [(video, 0) for video in range(len(test.names))]
+    write(
+        config,
+        (train, Fold(validation.tolist(), notes=_notes(train))),
+        (test, Fold([], clips, config.test_frames, config.frame_step, _notes(test))),
     )
+
+
+def _notes(staged: Staged) -> list[str]:
+    fold, count = staged.folder.name, len(staged.names)
+    if count == VIDEOS[fold]:
+        return []
+    return [f"{count} videos in {fold}, of {VIDEOS[fold]} in the whole set"]
 
 
 def find_records(raw: Path) -> dict[tuple[str, str], RawFile]:
@@ -101,14 +93,15 @@ def _members(path: Path) -> list[tarfile.TarInfo]:
     return members
 
 
-def _read(name: str, file: RawFile) -> Iterator[staging.Video]:
+def _read(name: str, file: RawFile, size: int) -> Iterator[Video]:
     with file.open() as content:
-        checksum = hashlib.file_digest(content, "sha256").hexdigest()
-        content.seek(0)
         for number, record in enumerate(read_records(content, file.label), 1):
             frames, actions, positions = parse_video(record, f"record {number} of {file.label}")
-            extras = {"actions": actions, "positions": positions}
-            yield staging.Video(f"{name}/{number:03d}", frames, extras, file.label, checksum)
+            if size != frames.shape[-1]:
+                frames = np.stack([resized(x.transpose(1, 2, 0), (size, size)) for x in frames])
+            yield Video(
+                f"{name}/{number:03d}", frames, {"actions": actions, "positions": positions}
+            )
 
 
 def read_records(file: BinaryIO, name: str) -> Iterator[bytes]:
@@ -212,14 +205,3 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 128:
             return number, at
-
-
-def _describe(fold: str, names: list[str], lengths: list[int], *, seed: int) -> staging.Fold:
-    notes = []
-    if len(names) != VIDEOS[fold]:
-        notes.append(f"{len(names)} videos in {fold}, of {VIDEOS[fold]} in the whole set")
-    if fold == "train":
-        validation = train_validation_split(len(names), seed)[1].tolist()
-        return staging.Fold(validation=validation, notes=notes)
-    clips = [(video, 0) for video in range(len(names))]
-    return staging.Fold(clips=clips, clip_frames=FRAMES, notes=notes)

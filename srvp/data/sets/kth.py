@@ -1,15 +1,14 @@
 """KTH: people who box, clap, wave, jog, run and walk. Grey, 25 frames per second.
 
-From the six zip archives of the owner, or the `.avi` files in them, to the published sets: whole
+From the six zip archives of the owner, or the `.avi` files in them, to the sets of the paper: whole
 videos of subjects 1-20 to train on, and 1000 clips of 40 frames of subjects 21-25 to test on.
-Frames are scaled to 64x64 without keeping their aspect, as by the ffmpeg command, and their first
-channel is kept. Videos are in the order of class, subject and trial.
+Frames are scaled without keeping their aspect, as by the ffmpeg command, and their first channel is
+kept. Videos are in the order of class, subject and trial.
 
 The original data have two gaps, both of training subjects: one video was never there, one ends
 early.
 """
 
-import hashlib
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -19,9 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from srvp.data import staging
+from srvp.data.config import DataConfig
+from srvp.data.jobs import Job, Video
 from srvp.data.prepared import train_validation_split
 from srvp.data.raw import RawFile, decode, intact
+from srvp.data.staging import Fold, stage, write
 
 CLASSES = ("boxing", "handclapping", "handwaving", "jogging", "running", "walking")
 TEST_SUBJECTS = range(21, 26)
@@ -36,49 +37,24 @@ def video_name(subject: int, action: str, trial: int) -> str:
     return f"person{subject:02d}_{action}_d{trial}"
 
 
-def prepare(
-    raw: Path,
-    out: Path,
-    *,
-    size: int = 64,
-    clip_frames: int = 40,
-    clips: int = 1000,
-    seed: int = 42,
-    workers: int | None = None,
-    progress: bool = True,
-) -> None:
-    """Write `out/train` and `out/test` from the raw files.
-
-    Args:
-        raw: folder that holds, at any depth, the six zip archives or the `.avi` files.
-        out: folder for the two folds.
-        size: height and width of the frames.
-        clip_frames: length of a test clip; another than 40 gives other clips.
-        clips: number of test clips; fewer are the first of the published ones.
-        seed: of the test clips and of the split into training and validation.
-        workers: processes that decode, by default one per core.
-        progress: show a progress bar and notes on the raw data.
-
-    Raises:
-        FileNotFoundError: videos are missing, besides the one that never existed.
-        ValueError: a raw file is damaged. What is finished is kept for the next run.
-    """
-    raw = Path(raw)
+def prepare(raw: Path, out: Path, config: DataConfig) -> None:
+    """Write the set from the six zip archives or the `.avi` files, at any depth in `raw`."""
     found = find_videos(raw)
-    describe = partial(_describe, clip_frames=clip_frames, clips=clips, seed=seed)
-    settings = {"size": size, "clip_frames": clip_frames, "clips": clips, "seed": seed}
-    files = {file.path for file in found.values()}
-    staging.prepare(
-        out,
-        [_job(name, file, size) for name, file in found.items()],
-        describe,
-        manifest={
-            "dataset": "kth",
-            "settings": settings,
-            "raw": staging.raw_sizes(raw, files),
-        },
-        workers=workers,
-        progress=progress,
+    jobs = [_job(name, file, config.size) for name, file in found.items()]
+    train, test = stage(raw, out, config, jobs, {file.path for file in found.values()})
+    length = dict(zip(train.names, train.lengths, strict=True))
+    notes = (
+        f"{NEVER_THERE} is not in the original data",
+        f"{ENDS_EARLY} ends early in the original data: {length[ENDS_EARLY]} frames",
+    )
+    _, validation = train_validation_split(len(train.names), config.seed)
+    number = {name: index for index, name in enumerate(test.names)}
+    drawn = test_clips(dict(zip(test.names, test.lengths, strict=True)), config)
+    clips = [(number[name], start) for name, start in drawn]
+    write(
+        config,
+        (train, Fold(validation.tolist(), notes=notes)),
+        (test, Fold([], clips, config.test_frames, config.frame_step)),
     )
 
 
@@ -113,65 +89,44 @@ def _name(path: str) -> str | None:
     return match and match[1]
 
 
-def test_clips(
-    lengths: Mapping[str, int], *, clip_frames: int = 40, clips: int = 1000, seed: int = 42
-) -> list[tuple[str, int]]:
-    """Return the published test clips, as (name of the video, first frame).
+def test_clips(lengths: Mapping[str, int], config: DataConfig) -> list[tuple[str, int]]:
+    """Return the test clips of the official code, as (name of the video, first frame).
 
-    For each, NumPy draws class, subject, trial and first frame, in this order.
+    For each, NumPy draws class, subject, trial and first frame, in this order. Clips of another
+    length than 40 frames are other clips.
 
     Args:
         lengths: frames of each video of the test subjects.
-        clip_frames: length of a clip.
-        clips: how many.
-        seed: of the random state.
+        config: number and length of the clips, distance of their frames, and the seed.
+
+    Raises:
+        ValueError: a clip falls on a video that is too short.
     """
-    random = np.random.RandomState(seed)
+    random = np.random.RandomState(config.seed)
+    span = (config.test_frames - 1) * config.frame_step + 1
     drawn = []
-    for _ in range(clips):
+    for _ in range(config.test_videos):
         action = CLASSES[random.randint(len(CLASSES))]
         subject = random.randint(TEST_SUBJECTS.start, TEST_SUBJECTS.stop)
         name = video_name(subject, action, random.randint(1, 5))
-        if lengths[name] < clip_frames:
-            raise ValueError(f"{name} has {lengths[name]} frames: too few for {clip_frames}")
-        drawn.append((name, int(random.randint(lengths[name] - clip_frames + 1))))
+        if lengths[name] < span:
+            raise ValueError(
+                f"{name} has {lengths[name]} frames, but a test clip spans {span}: lower "
+                "data.test_frames or data.frame_step"
+            )
+        drawn.append((name, int(random.randint(lengths[name] - span + 1))))
     return drawn
 
 
-def _job(name: str, file: RawFile, size: int) -> staging.Job:
+def _job(name: str, file: RawFile, size: int) -> Job:
     subject, action = int(name[6:8]), name.split("_")[1]
     fold = "test" if subject in TEST_SUBJECTS else "train"
     read = partial(_read, name, file, size)
-    return staging.Job(fold, f"{action}/{name}", file.label, file.size, read)
+    return Job(fold, f"{action}/{name}", file.label, [file.path], read)
 
 
-def _read(name: str, file: RawFile, size: int) -> Iterator[staging.Video]:
+def _read(name: str, file: RawFile, size: int) -> Iterator[Video]:
     with file.open() as opened:
-        content = opened.read()
-    frames = decode(
-        BytesIO(content),
-        file.label,
-        rate=RATE,
-        size=(size, size),
-        truncated=name == ENDS_EARLY,
-    )
-    grey = (frame[None, :, :, 0] for frame in frames)
-    checksum = hashlib.sha256(content).hexdigest()
-    yield staging.Video(name, grey, source=file.label, sha256=checksum)
-
-
-def _describe(
-    fold: str, names: list[str], lengths: list[int], *, clip_frames: int, clips: int, seed: int
-) -> staging.Fold:
-    length = dict(zip(names, lengths, strict=True))
-    if fold == "train":
-        notes = (
-            f"{NEVER_THERE} is not in the original data",
-            f"{ENDS_EARLY} ends early in the original data: {length[ENDS_EARLY]} frames",
-        )
-        validation = train_validation_split(len(names), seed)[1].tolist()
-        return staging.Fold(validation=validation, notes=notes)
-    number = {name: index for index, name in enumerate(names)}
-    drawn = test_clips(length, clip_frames=clip_frames, clips=clips, seed=seed)
-    listed = [(number[name], start) for name, start in drawn]
-    return staging.Fold(clips=listed, clip_frames=clip_frames)
+        content = BytesIO(opened.read())
+    frames = decode(content, file.label, rate=RATE, size=(size, size), truncated=name == ENDS_EARLY)
+    yield Video(name, (frame[None, :, :, 0] for frame in frames))

@@ -1,73 +1,119 @@
-"""Stochastic and Deterministic Moving MNIST: two digits that move and bounce in a 64x64 frame.
+"""Stochastic and Deterministic Moving MNIST: two digits that move and bounce in a frame.
 
 A digit moves in a straight line at a whole number of pixels per frame. Where it meets a wall, the
 stochastic variant (SM-MNIST) redraws its speed, the deterministic one (DM-MNIST) reflects it.
 Bounces happen at the exact point of contact, within a frame.
 
-There are two implementations of the one process. `test_set` follows the published generator draw by
+There are two implementations of the one process. `test_set` follows the official generator draw by
 draw, so that the test sequences are those of the paper, bit for bit. `MovingMNIST` draws whole
 training batches as tensors, on the device that trains.
+
+Both compute paths in a box of 64 pixels, in which a digit is 28 pixels wide. Frames of another size
+show the same scenes, finer or coarser.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
+from itertools import count as count_from
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from srvp import devices
+from srvp.data.config import DataConfig
+from srvp.data.prepared import PreparedVideos, train_validation_split
 from srvp.data.sets import mnist
+from srvp.data.staging import Fold, Video, write_prepared
+from srvp.models.interface import Clips
 
-SIZE = 64  # pixels, height and width of a frame
+DETERMINISTIC = {"smmnist": False, "dmmnist": True}  # by name of the data set
 DIGITS = 2  # per video
-MAX_SPEED = 4  # pixels per frame, on each axis; zero is allowed
-TOLERANCE = 1e-8  # pixels outside the box that do not yet count as a bounce
-DIGIT_SIZE = 28
-LIMIT = SIZE - DIGIT_SIZE  # largest row or column of a digit's upper left corner
+# In pixels of a frame of 64x64:
+BOX = 64
+DIGIT = 28
+LIMIT = BOX - DIGIT  # largest row or column of a digit's upper left corner
+MAX_SPEED = 4  # per frame, on each axis; zero is allowed
+TOLERANCE = 1e-8  # outside the box that does not yet count as a bounce
+
+
+def prepare(raw: Path, out: Path, config: DataConfig) -> None:
+    """Write the training digits, as the frames of one video, and the test set."""
+    digits, _ = mnist.load(raw, "train")
+    test = test_set(raw, config)
+    videos = (
+        Video(f"{i:04d}", x[:, None], {"positions": test.positions[i], "speeds": test.speeds[i]})
+        for i, x in enumerate(test.sequences)
+    )
+    clips = Fold(clips=[(i, 0) for i in range(config.test_videos)], clip_frames=config.test_frames)
+    about = {"settings": {"dataset": config.dataset, "size": config.size, "seed": config.seed}}
+    digits = Video("digits", resized(digits, config.size)[:, None])
+    write_prepared(out / "train", [digits], Fold(), **about)
+    write_prepared(out / "test", videos, clips, **about)
+
+
+def open_training(config: DataConfig, folder: Path, device: torch.device) -> list["MovingMNIST"]:
+    """Return a source of training and one of validation videos, which share no digit."""
+    prepared = PreparedVideos.open(Path(folder) / "train", config)
+    digits = torch.from_numpy(prepared.clip(0, 0, prepared.lengths[0])[:, 0])
+    folds = train_validation_split(len(digits), config.seed)
+    deterministic = DETERMINISTIC[config.dataset]
+    return [MovingMNIST(digits[f].to(device), deterministic=deterministic) for f in folds]
+
+
+def resized(digits: np.ndarray, size: int) -> np.ndarray:
+    """Scale digits, uint8 `(digits, 28, 28)`, for frames of `size` pixels (Lanczos)."""
+    if size == BOX:
+        return digits
+    side = DIGIT * size // BOX
+    resize = partial(Image.Image.resize, size=(side, side), resample=Image.Resampling.LANCZOS)
+    return np.stack([resize(Image.fromarray(digit)) for digit in digits])
 
 
 @dataclass(frozen=True)
 class TestSet:
     """Moving MNIST test videos with the latent factors that made them (N videos of T frames)."""
 
-    sequences: np.ndarray  # uint8 (N, T, 64, 64)
-    positions: np.ndarray  # int64 (N, T, 2 digits, 2): row, column of the upper left corner
-    speeds: np.ndarray  # int64 (N, T, 2 digits, 2): row and column speed, pixels per frame
+    sequences: np.ndarray  # uint8 (N, T, size, size)
+    positions: np.ndarray  # int64 (N, T, 2 digits, 2): row, column of the upper left corner, pixels
+    speeds: np.ndarray  # int64 (N, T, 2 digits, 2): of row and column, 64ths of the size per frame
     labels: np.ndarray  # uint8 (N, 2): the class of each digit
 
 
-def test_set(
-    folder: Path, *, frames: int, deterministic: bool, seed: int = 42, videos: int = 5000
-) -> TestSet:
-    """Return the test videos of the published protocol, bit for bit.
+def test_set(folder: Path, config: DataConfig) -> TestSet:
+    """Return the test videos of the official protocol, bit for bit.
 
-    One permutation of the 10,000 MNIST test digits is drawn first; video i shows digits 2i and
-    2i + 1 of it, so that no digit is used twice. Fewer `videos` are the first ones of the full set.
-    The paper uses 25 frames for the stochastic variant and 100 for the deterministic one.
+    One permutation of the 10,000 MNIST test digits is drawn first. Video i shows digits 2i and
+    2i + 1 of it, so that no digit is used twice. Fewer videos are the first ones of the full set of
+    5,000. The paper uses 25 frames for the stochastic variant and 100 for the deterministic one.
 
     Args:
         folder: where the MNIST files lie.
-        frames: length T of a video.
-        deterministic: reflect at walls rather than redraw the speed.
-        seed: of the NumPy random state that draws everything.
-        videos: how many, at most 5000.
+        config: number and length of the videos, size of their frames, and the seed of the NumPy
+            random state that draws everything.
     """
+    count, frames = config.test_videos, config.test_frames
     digits, classes = mnist.load(folder, "test")
-    if not 1 <= videos <= len(digits) // DIGITS:
-        raise ValueError(f"videos is {videos}: the test digits make 1 to {len(digits) // DIGITS}")
-    random = np.random.RandomState(seed)
-    chosen = random.permutation(len(digits))[: videos * DIGITS]
+    if not 1 <= count <= len(digits) // DIGITS:
+        raise ValueError(
+            f"data.test_videos is {count}: the test digits make 1 to {len(digits) // DIGITS}"
+        )
+    random = np.random.RandomState(config.seed)
+    chosen = random.permutation(len(digits))[: count * DIGITS]
+    deterministic = DETERMINISTIC[config.dataset]
     paths = np.array([_trajectory(random, frames, deterministic) for _ in chosen])
-    paths = paths.reshape(videos, DIGITS, frames, 4).transpose(0, 2, 1, 3)
-    positions = np.rint(paths[..., :2]).astype(np.int64)  # half to even, as Python's round
-    shapes = digits[chosen].reshape(videos, DIGITS, DIGIT_SIZE, DIGIT_SIZE)
+    paths = paths.reshape(count, DIGITS, frames, 4).transpose(0, 2, 1, 3)
+    # Half to even, as Python's round.
+    positions = np.rint(paths[..., :2] * (config.size / BOX)).astype(np.int64)
+    shapes = resized(digits[chosen], config.size)
     return TestSet(
-        sequences=_render(shapes, positions),
+        sequences=_render(shapes.reshape(count, DIGITS, *shapes.shape[1:]), positions),
         positions=positions,
         speeds=paths[..., 2:].astype(np.int64),
-        labels=classes[chosen].reshape(videos, DIGITS),
+        labels=classes[chosen].reshape(count, DIGITS),
     )
 
 
@@ -161,15 +207,16 @@ def _render(shapes: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Add the digits up, saturating at 255.
 
     Args:
-        shapes: uint8 `(N, digits, 28, 28)`.
+        shapes: uint8 `(N, digits, n, n)`.
         positions: integers `(N, T, digits, 2)`.
     """
-    videos, frames = positions.shape[:2]
-    sequences = np.zeros((videos, frames, SIZE, SIZE), dtype=np.uint8)
+    side = shapes.shape[-1]
+    size = side * BOX // DIGIT
+    sequences = np.zeros((*positions.shape[:2], size, size), dtype=np.uint8)
     for video, digits, path in zip(sequences, shapes, positions.tolist(), strict=True):
         for frame, corners in zip(video, path, strict=True):
             for digit, (row, column) in zip(digits, corners, strict=True):
-                window = frame[row : row + DIGIT_SIZE, column : column + DIGIT_SIZE]
+                window = frame[row : row + side, column : column + side]
                 window += np.minimum(digit, 255 - window)
     return sequences
 
@@ -186,60 +233,65 @@ class MovingMNIST:
     """Endless training videos, drawn as tensors on the device that holds the digits.
 
     Every digit is drawn with replacement, its position and speed afresh. A bounce may lead to
-    another within the same frame, in a corner. Two are the most that reflections need; with redrawn
-    speeds each further one is rarer, and a digit still outside after five is put on the wall.
+    another within the same frame, in a corner. Reflections need two at most. With redrawn speeds
+    each further one is rarer; a digit still outside after five is put on the wall.
 
     Args:
-        digits: uint8 `(digits, 28, 28)`, on any device; videos are made on that device.
+        digits: uint8 `(digits, n, n)`, on any device; videos are made on that device. Frames have
+            64 / 28 times their size.
         deterministic: reflect at walls rather than redraw the speed.
     """
 
     def __init__(self, digits: Tensor, *, deterministic: bool):
         self.digits = digits.flatten(1)
+        self.size = digits.shape[-1] * BOX // DIGIT
         self.deterministic = deterministic
         self.bounces = 2 if deterministic else 5
         self.device = digits.device
-        pixel = torch.arange(DIGIT_SIZE, device=self.device)
-        self.window = (SIZE * pixel[:, None] + pixel).flatten()  # a digit's pixels in a flat frame
+        pixel = torch.arange(digits.shape[-1], device=self.device)
+        # A digit's pixels in a flat frame.
+        self.window = (self.size * pixel[:, None] + pixel).flatten()
 
-    def draw(self, videos: int, frames: int, generator: torch.Generator) -> Tensor:
-        """Return videos, float32 `(videos, frames, 1, 64, 64)` in [0, 1].
+    def draw(self, count: int, frames: int, generator: torch.Generator) -> Clips:
+        """Return `count` grey videos of `frames` frames.
 
         Args:
-            videos: batch size B.
+            count: batch size B.
             frames: length T.
-            generator: of random numbers, on the digits' device.
+            generator: of random numbers, on the device of the digits.
         """
-        return self._render(*self._draw_scenes(videos, frames, generator))
+        return self._render(*self._draw_scenes(count, frames, generator))
 
-    def batches(self, videos: int, frames: int, seed: int, first: int = 0) -> Iterator[Tensor]:
+    def batches(self, count: int, frames: int, seed: int, first: int = 0) -> Iterator[Clips]:
         """Yield training batches from step `first` on, as `srvp.data.VideoSource` says."""
         at_once, rendered = steps_at_once(self.device)
-        for block in count(first // at_once):
-            generator = torch.Generator(self.device).manual_seed(seed * 1_000_003 + block)
-            scenes = self._draw_scenes(at_once * videos, frames, generator)
-            parts = zip(*(part.split(rendered * videos) for part in scenes), strict=True)
+        for block in count_from(first // at_once):
+            generator = devices.generator(seed, block, self.device)
+            scenes = self._draw_scenes(at_once * count, frames, generator)
+            parts = zip(*(part.split(rendered * count) for part in scenes), strict=True)
             starts = range(block * at_once, (block + 1) * at_once, rendered)
             for start, part in zip(starts, parts, strict=True):
                 if start + rendered > first:
-                    yield from self._render(*part).split(videos)[max(first - start, 0) :]
+                    batches = self._render(*part).frames.split(count)
+                    yield from map(Clips, batches[max(first - start, 0) :])
 
     def _draw_scenes(
-        self, videos: int, frames: int, generator: torch.Generator
+        self, count: int, frames: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Return the digits `(videos, 2)`, by number, and their positions."""
-        positions = self.draw_positions(videos, frames, generator)
-        shape = (videos, DIGITS)
+        """Return the digits `(count, 2)`, by number, and their positions."""
+        positions = self.draw_positions(count, frames, generator)
+        shape = (count, DIGITS)
         chosen = torch.randint(len(self.digits), shape, generator=generator, device=self.device)
         return chosen, positions
 
-    def draw_positions(self, videos: int, frames: int, generator: torch.Generator) -> Tensor:
-        """Return the rows and columns of the digits, int64 `(videos, frames, 2 digits, 2)`."""
-        shape = (videos, DIGITS, 2)
-        position = self._randint(0, LIMIT, shape, generator).float()
-        speed = self._draw_speed(shape, generator)
+    def draw_positions(self, count: int, frames: int, generator: torch.Generator) -> Tensor:
+        """Return rows and columns of the digits in pixels, int64 `(count, frames, 2 digits, 2)`."""
+        shape = (count, DIGITS, 2)
+        position = self._draw_whole(0, LIMIT, shape, generator)
+        speed = self._draw_whole(-MAX_SPEED, MAX_SPEED, shape, generator)
         if not self.deterministic:  # of all bounces at once
-            new_speeds = self._draw_speed((frames, self.bounces, *shape), generator)
+            all_bounces = (frames, self.bounces, *shape)
+            new_speeds = self._draw_whole(-MAX_SPEED, MAX_SPEED, all_bounces, generator)
         path = []
         for t in range(frames):
             for bounce in range(self.bounces):
@@ -250,7 +302,7 @@ class MovingMNIST:
             position = position.clamp(0, LIMIT)
             path.append(position)
             position = position + speed
-        return torch.stack(path, dim=1).round().long()
+        return torch.stack(path, dim=1).mul(self.size / BOX).round().long()
 
     def _bounce(self, position: Tensor, speed: Tensor, new_speed: Tensor) -> tuple[Tensor, Tensor]:
         """Return positions and speeds after the first wall each digit met, if it met one."""
@@ -266,25 +318,22 @@ class MovingMNIST:
         position = torch.where(bounced, contact + new_speed * remaining, position)
         return position, torch.where(bounced, new_speed, speed)
 
-    def _draw_speed(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        return self._randint(-MAX_SPEED, MAX_SPEED, shape, generator).float()
+    def _draw_whole(self, low: int, high: int, shape: tuple, generator: torch.Generator) -> Tensor:
+        """Return whole numbers from `low` to `high`, float32."""
+        x = torch.randint(low, high + 1, shape, generator=generator, device=self.device)
+        return x.float()
 
-    def _randint(
-        self, low: int, high: int, shape: tuple[int, ...], generator: torch.Generator
-    ) -> Tensor:
-        return torch.randint(low, high + 1, shape, generator=generator, device=self.device)
-
-    def _render(self, chosen: Tensor, positions: Tensor) -> Tensor:
+    def _render(self, chosen: Tensor, positions: Tensor) -> Clips:
         """Add the digits `(B, 2)`, by number, up at `positions` `(B, T, 2, 2)`, saturating."""
-        videos, frames = positions.shape[:2]
+        count, frames = positions.shape[:2]
         shapes = self.digits[chosen]
-        canvas = torch.zeros(videos, frames, SIZE * SIZE, device=self.device)
+        canvas = torch.zeros(count, frames, self.size * self.size, device=self.device)
         for digit in range(DIGITS):
             row, column = positions[:, :, digit].unbind(-1)
-            index = (SIZE * row + column)[..., None] + self.window
+            index = (self.size * row + column)[..., None] + self.window
             value = shapes[:, None, digit].expand(-1, frames, -1).float()
             canvas.scatter_add_(2, index, value)
-        return canvas.clamp(max=255).div(255).view(videos, frames, 1, SIZE, SIZE)
+        return Clips(canvas.clamp(max=255).div(255).view(count, frames, 1, self.size, self.size))
 
 
 def _overshoot(position: Tensor) -> Tensor:

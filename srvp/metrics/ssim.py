@@ -1,35 +1,38 @@
-"""PSNR and SSIM of frames, as the SRVP paper computes them.
-
-Both compare one channel of one frame at a time and average over channels afterwards, on floats.
-"""
+"""SSIM, as the SRVP paper computes it: of one channel at a time, then averaged over channels."""
 
 import torch
 from torch import Tensor
 
-WINDOW, SIGMA = 11, 1.5  # pixels: the Gaussian window of SSIM
-C1, C2 = 0.01**2, 0.03**2  # SSIM's constants for values in [0, 1]
-SMALLEST_MSE = 1e-10  # equal frames score 100 dB rather than infinity, which no mean survives
+from srvp.metrics.inputs import check_floating, check_frames
+from srvp.metrics.table import Against
+
+WINDOW, SIGMA = 11, 1.5  # pixels, of the Gaussian window
+C1, C2 = 0.01**2, 0.03**2  # the constants of SSIM for values in [0, 1]
 
 
-def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, of frames `(..., C, H, W)` in [0, 1]: `(...)`."""
-    mse = (prediction - truth).square().mean(dim=(-2, -1)).clamp(min=SMALLEST_MSE)
-    return (-10 * mse.log10()).mean(dim=-1)
+def load(device: torch.device) -> Against:
+    """Return the metric as `srvp.metrics.table` describes it."""
+    return lambda truth: SSIM(truth[:, None])
 
 
 def ssim(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity, of frames `(..., C, H, W)` in [0, 1]: `(...)` in [-1, 1].
+    """Return the structural similarity `(...)` in [-1, 1] of frames `(..., C, H, W)` in [0, 1].
 
-    Wang et al. (2004) with a Gaussian window of 11x11 pixels and sigma 1.5, without padding (64x64
-    frames give a 54x54 map), biased variances.
+    Wang et al. (2004) with a Gaussian window of 11x11 pixels and sigma 1.5, biased variances, and
+    no padding: frames of 64x64 pixels give a map of 54x54.
+
+    Raises:
+        ValueError: frames are smaller than the window, not floating point, or differ in C, H or W.
     """
+    check_floating(truth, "truth")
+    check_frames(prediction, truth)
     return SSIM(truth)(prediction)
 
 
 class SSIM:
     """`ssim` to true frames `(..., C, H, W)` whose moments are computed once.
 
-    Predictions may have axes, such as samples, over which the truth broadcasts.
+    The truth broadcasts over further axes of predictions, such as samples.
     """
 
     def __init__(self, truth: Tensor):
@@ -53,9 +56,12 @@ class SSIM:
 
 
 def _blur(size: int, like: Tensor) -> Tensor:
-    """The Gaussian window as a matrix `(size - 10, size)`: one row per valid position."""
+    """Return the Gaussian window as a matrix `(size - 10, size)`: a row per valid position."""
     if size < WINDOW:
-        raise ValueError(f"frames of {size} pixels are too small for SSIM's {WINDOW}-pixel window")
+        raise ValueError(
+            f"frames have {size} pixels a side, SSIM needs at least {WINDOW}, the size of its "
+            "window: use larger frames, or leave SSIM out"
+        )
     offset = torch.arange(WINDOW, device=like.device) - WINDOW // 2
     window = torch.exp(-offset.square() / (2 * SIGMA**2))
     window = (window / window.sum()).to(like.dtype)

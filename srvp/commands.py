@@ -1,0 +1,145 @@
+"""What each command does. Every function imports only what it needs."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from srvp.experiment import Experiment, load_experiment
+from srvp.files import project_root
+
+
+def _experiment(name: str) -> Experiment:
+    return load_experiment(project_root() / "params.yaml", name)
+
+
+def _prepared(name: str, given: Path | None) -> Path:
+    return given or project_root() / "prepared" / name
+
+
+def _run(name: str, given: Path | None) -> Path:
+    return given or project_root() / "runs" / name
+
+
+def _model_file(given: str | None, default: Path | None = None) -> Path:
+    """Return the file of a model that is given by its file or by the name of a pretrained one."""
+    from srvp.store import pretrained_file
+
+    if given is None:
+        return default
+    is_name = "/" not in given and not given.endswith(".safetensors")
+    return pretrained_file(given) if is_name and not Path(given).exists() else Path(given)
+
+
+def prepare(experiment: str, out: Path | None) -> None:
+    """Prepare the data of an experiment: raw files -> prepared/EXPERIMENT."""
+    from srvp.data import prepare
+
+    out = _prepared(experiment, out)
+    prepare(_experiment(experiment).data, project_root() / "data", out)
+    print(f"{out} is ready")
+
+
+def train(experiment: str, prepared: Path | None, out: Path | None, minutes: float | None) -> None:
+    """Train a model: prepared/EXPERIMENT -> runs/EXPERIMENT, on all GPUs of this machine."""
+    from srvp.training.launch import train_everywhere
+
+    settings = _experiment(experiment)
+    if minutes is not None:
+        settings = replace(settings, training=replace(settings.training, minutes=minutes))
+    folders = _prepared(experiment, prepared), _run(experiment, out)
+    train_everywhere(settings, *folders, log=lambda row: print(row, flush=True))
+
+
+def evaluate(
+    experiment: str,
+    model: str | None,
+    clips: int | None,
+    metrics: list[str] | None,
+    fvd_precision: str | None,
+    prepared: Path | None,
+    out: Path | None,
+) -> None:
+    """Score a model on the test clips of an experiment; write what the figures show."""
+    from srvp.data import open_test
+    from srvp.evaluation.run import evaluate_experiment
+    from srvp.evaluation.results import metrics_table
+    from srvp.store import MODEL_FILE, load_model
+
+    if model is not None and out is None:
+        raise ValueError("--model needs --out: the results of the run would be overwritten")
+    protocol, out = _experiment(experiment), _run(experiment, out)
+    path = _model_file(model, default=out / MODEL_FILE)
+    changes = {"metrics": metrics and tuple(metrics), "fvd_precision": fvd_precision}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    network, trained = load_model(path, protocol.training.device)
+    settings = replace(
+        protocol,
+        name=trained.name,
+        model=trained.model,
+        data=replace(protocol.data, test_videos=clips or protocol.data.test_videos),
+        evaluation=replace(protocol.evaluation, **changes),
+    )
+    videos = open_test(settings.data, _prepared(experiment, prepared))
+    scores = evaluate_experiment(network, settings, videos, path, out)
+    print(metrics_table(scores).round(4).to_string())
+
+
+def score(predictions: Path, experiment: str, prepared: Path | None, out: Path) -> None:
+    """Score the predictions of another program by the protocol of an experiment."""
+    from srvp.data import open_test
+    from srvp.evaluation.predictions import evaluate_predictions
+    from srvp.evaluation.results import metrics_table
+
+    settings = _experiment(experiment)
+    videos = open_test(settings.data, _prepared(experiment, prepared))
+    scores = evaluate_predictions(predictions, settings, videos, out)
+    print(metrics_table(scores).round(4).to_string())
+
+
+def publish(experiment: str, folder: Path | None) -> None:
+    """Copy the model of a run to pretrained/, its weights in 16 bits."""
+    from srvp.files import sha256
+    from srvp.store import publish
+
+    path = publish(_run(experiment, folder), project_root() / "pretrained" / experiment)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256(path)}")
+
+
+def videos(folder: Path) -> None:
+    """List the videos of a folder: what is taken, what is left out, and why. Writes nothing."""
+    from srvp.data.listing import listing
+
+    print(listing(folder))
+
+
+def predict(
+    video: Path,
+    model: str,
+    given: int | None,
+    frames: int,
+    samples: int,
+    seed: int,
+    crop: str | None,
+    rate: float | None,
+    device: str,
+    out: Path,
+) -> None:
+    """Predict futures of any video: writes an MP4, a GIF and a picture of them."""
+    from srvp.evaluation.futures import predict_futures
+    from srvp.report.animation import write_futures
+    from srvp.store import load_model
+
+    network, experiment = load_model(_model_file(model), device)
+    futures = predict_futures(
+        network, experiment, video, given=given, frames=frames, samples=samples, seed=seed,
+        crop=crop, rate=rate,
+    )  # fmt: skip
+    print(futures.how_read)
+    for path in write_futures(futures, out):
+        print(path)
+
+
+def notebook(name: str, experiment: str | None) -> None:
+    """Run a notebook with the parameters of the pipeline; its executed copy goes to the results."""
+    from srvp.notebook import run_stage
+
+    run_stage(name, experiment)

@@ -1,0 +1,134 @@
+"""From decoded frames to frames as players show them: rate, size, orientation, transparency."""
+
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av import VideoFrame, VideoStream
+from av.filter import Graph
+
+LONGEST_HOLD = 1800  # seconds; longer gaps come from damaged time stamps, and would fill the disk
+
+
+def shown(
+    frames: Iterable[VideoFrame],
+    stream: VideoStream | None,
+    name: str,
+    *,
+    rate: float | None = None,
+    size: tuple[int, int] | None = None,
+    square: bool = False,
+) -> Iterator[np.ndarray]:
+    """Yield frames as players show them: RGB, uint8 `(H, W, 3)`.
+
+    Args:
+        frames: as decoded.
+        stream: that they come from; None for frames from elsewhere.
+        name: of the file, for messages.
+        rate: frames per second, for which the filter `fps` repeats or drops frames.
+        size: height and width to scale to, bicubically.
+        square: scale the width of frames whose pixels are not square, so that they are.
+
+    Raises:
+        ValueError: a frame would be repeated for more than `LONGEST_HOLD` seconds.
+    """
+    graph = None
+    for frame in frames:
+        if graph is None:
+            turn = Turn.of(frame)
+            alpha = any(component.is_alpha for component in frame.format.components)
+            upright = size[::-1] if size and turn.transposed else size
+            graph = _graph(frame, stream, rate, upright, square, "rgba" if alpha else "rgb24")
+        graph.push(frame)
+        for image in _pull(graph, rate, name):
+            yield turn(on_black(image) if alpha else image)
+    if graph is not None:
+        graph.push(None)
+        for image in _pull(graph, rate, name):
+            yield turn(on_black(image) if alpha else image)
+
+
+def _graph(
+    frame: VideoFrame,
+    stream: VideoStream | None,
+    rate: float | None,
+    size: tuple[int, int] | None,
+    square: bool,
+    layout: str,
+) -> Graph:
+    graph = Graph()
+    if stream and stream.codec_context.format.name == frame.format.name:
+        chain = [graph.add_buffer(template=stream)]
+    else:
+        frame_options = {"width": frame.width, "height": frame.height, "format": frame.format}
+        chain = [graph.add_buffer(**frame_options, time_base=frame.time_base)]
+    if rate:
+        chain.append(graph.add("fps", f"fps={Fraction(rate).limit_denominator(1001)}"))
+    aspect = stream.sample_aspect_ratio if stream and square else None
+    if size:
+        chain.append(graph.add("scale", f"{size[1]}:{size[0]}:flags=bicubic"))
+    elif aspect and aspect != 1 and 1 / 8 < aspect < 8:
+        width = round(frame.width * aspect)
+        chain.append(graph.add("scale", f"{width}:{frame.height}:flags=bicubic"))
+    chain += [graph.add("format", layout), graph.add("buffersink")]
+    graph.link_nodes(*chain).configure()
+    return graph
+
+
+def _pull(graph: Graph, rate: float | None, name: str) -> Iterator[np.ndarray]:
+    """Yield the frames that the filters have ready."""
+    count = 0
+    while True:
+        try:
+            frame = graph.pull()
+        except (av.BlockingIOError, av.EOFError):  # needs more input; has ended
+            return
+        count += 1
+        if rate and count > max(1, LONGEST_HOLD * rate):
+            raise ValueError(
+                f"{name} has a gap of more than {LONGEST_HOLD} seconds between two frames: its "
+                "time stamps are damaged; leave frame_rate out, or replace or remove the file"
+            )
+        yield frame.to_ndarray()
+
+
+class Turn(NamedTuple):
+    """How a frame is turned and mirrored: one of the eight symmetries of a square.
+
+    Attributes:
+        transposed: rows become columns, first.
+        rows: the order of the rows is reversed.
+        columns: the order of the columns is reversed.
+    """
+
+    transposed: bool = False
+    rows: bool = False
+    columns: bool = False
+
+    @classmethod
+    def of(cls, frame: VideoFrame) -> "Turn":
+        """Return the turn that the display matrix of a file asks for, to the nearest right angle.
+
+        The matrix takes (x, y) to (a x + c y, b x + d y).
+        """
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        if matrix is None:
+            return cls()
+        a, b, _, c, d = (int(n) for n in np.frombuffer(matrix, np.int32)[:5])
+        if abs(a) + abs(d) >= abs(b) + abs(c):
+            return cls(False, d < 0, a < 0)
+        return cls(True, b < 0, c < 0)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Return an image `(H, W, C)` turned, as a view."""
+        image = image.swapaxes(0, 1) if self.transposed else image
+        image = image[::-1] if self.rows else image
+        return image[:, ::-1] if self.columns else image
+
+
+def on_black(image: np.ndarray) -> np.ndarray:
+    """Put an image with transparency, uint8 `(H, W, 4)`, on black: `(H, W, 3)`."""
+    weighted = image[..., :3].astype(np.uint16) * image[..., 3:]
+    return ((weighted + 127) // 255).astype(np.uint8)
