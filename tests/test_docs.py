@@ -1,8 +1,9 @@
-"""README, documents and cards: their links, commands, names and lists are those of the repository."""
+"""README, documents and cards: links, paths, commands and lists are those of the repository."""
 
 import re
 import shlex
 import tomllib
+from itertools import chain
 
 import pytest
 import yaml
@@ -74,7 +75,7 @@ def test_the_tree_of_the_readme_is_the_file_system():
 
 def test_every_dependency_is_explained():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    named = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    named = chain(project["dependencies"], *project["optional-dependencies"].values())
     packages = {re.match(r"[\w-]+", name)[0] for name in named} - {"srvp"}
     table = README.split("## Dependencies")[1].split("\n\n")[1]
     rows = [row.split("|")[1] for row in table.splitlines()[2:]]
