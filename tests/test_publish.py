@@ -11,13 +11,14 @@ import torch
 import yaml
 from conftest import ROOT, generator
 from srvp.config import load_experiment
+from srvp.metrics.table import METRICS
 from srvp.publish import publish
 
 from srvp import load_pretrained, pretrained
 from srvp.data import __main__ as prepare
 from srvp.evaluation import protocol as evaluation
 from srvp.files import sha256
-from srvp.report.table import DECIMALS, number
+from srvp.report.numbers import number
 from srvp.training.loop import build_model, load_model, save_model, train
 
 PUBLISHED = sorted(card.parent.name for card in (ROOT / "pretrained").glob("*/README.md"))
@@ -82,7 +83,7 @@ def test_a_card_tells_the_checksum_and_the_scores(name):
     rows = {line.split("|")[1].strip(" *"): line for line in card.splitlines() if line[:1] == "|"}
     metrics = json.loads((folder / "metrics.json").read_text())
     table = pd.DataFrame.from_dict(metrics, orient="index")
-    for (predictor, scores), metric in product(table.iterrows(), DECIMALS):
+    for (predictor, scores), metric in product(table.iterrows(), METRICS):
         assert f"| {number(scores, metric)} |" in rows[predictor], (predictor, metric)
 
 

@@ -394,7 +394,7 @@ def train_evaluate_and_draw(experiment, videos, clips, out) -> pd.DataFrame:
     write_scores(scores, experiment, out / "model.safetensors", out)
     write_examples(model, experiment, clips, scores[name], out / "examples.safetensors")
     history, examples = pd.DataFrame(rows), load_file(out / "examples.safetensors")
-    figures.save(figures.training_curves(history), out, "training_curves")
+    figures.save(figures.training_curves(history, {}), out, "training_curves")
     figures.save(figures.metric_curves(curves_table(scores, experiment)), out, "metric_curves")
     rows = figures.futures(examples, 0)
     figures.save(figures.sample_grid(rows, 5, [0, 4, 5, 10]), out, "samples")
