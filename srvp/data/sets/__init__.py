@@ -23,5 +23,7 @@ SETS = {
     "kth": DataSet("KTH", "kth", "kth", channels=1),
     "human36m": DataSet("Human3.6M", "human36m", "human36m", channels=3),
     "bair": DataSet("BAIR", "bair", "bair", channels=3, actions=4),
+    "box": DataSet("ball in a box", "box", "simulated", channels=1),
+    "pendulum": DataSet("pendulum", "pendulum", "simulated", channels=1),
     "videos": DataSet("own videos", "videos", "videos"),
 }
