@@ -57,7 +57,10 @@ def load_model(path: Path, device: str = "cpu") -> tuple[VideoModel, Experiment]
         ValueError: it is not a whole model file.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is missing: train the model first (02_train, `dvc repro`)")
+        raise FileNotFoundError(
+            f"{path} is missing: train the model first (`python -m srvp train`), or fetch a "
+            "pretrained one by `dvc pull`"
+        )
     try:
         with safe_open(path, "pt") as file:
             entries = json.loads(file.metadata()["experiment"])

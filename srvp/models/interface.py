@@ -13,7 +13,7 @@ Shapes: B clips, T frames, C channels, H = W pixels, A action values; S samples 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,9 @@ class VideoShape(NamedTuple):
 @dataclass(frozen=True)
 class ModelConfig(ABC):
     """The keys of `model` in `params.yaml`, but for its name. Each model's `Config` extends it."""
+
+    # What figures call the terms of the loss, with units; others are called by their name.
+    terms: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def build(self, shape: VideoShape) -> "VideoModel":
