@@ -199,7 +199,7 @@ def test_initialisation_is_that_of_keras():
         assert bound * 0.95 < weight.abs().max() <= bound
         assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
 
-    is_uniform(model.appearance[1][1].weight, (6 / (9 * 32)) ** 0.5)
+    is_uniform(model.appearance[1][0].weight, (6 / (9 * 32)) ** 0.5)
     is_uniform(model.image_decoder.join.weight, (6 / 258) ** 0.5)
     is_uniform(model.p_z[0].weight, (6 / 512) ** 0.5)
     is_uniform(model.p_z[2].weight, (6 / (128 + 16)) ** 0.5)
@@ -235,7 +235,7 @@ def test_keypoints_move_with_the_image():
     torch.manual_seed(1)
     model = SMALL.build(VideoShape(1, 64))
     with torch.no_grad():
-        model.detector[0][1].weight[:, 1:] = 0  # coordinates tell where a thing is
+        model.detector[0][0].weight[:, 1:] = 0  # coordinates tell where a thing is
         model.heat_maps.weight.mul_(1000)
         model.heat_maps.bias.fill_(-30)  # nothing where nothing is
     x = torch.full((1, 4, 1, 64, 64), 0.5)
