@@ -133,6 +133,7 @@ class Experiment:
                 f"training.frames is {training.frames}: it must exceed the {needed} frames that "
                 "the model needs"
             )
+        self.model.check_training(training.frames)
         if training.validation_frames <= given:
             raise ConfigError(
                 f"training.validation_frames is {training.validation_frames}, which leaves none to "

@@ -68,6 +68,13 @@ class ModelConfig(ABC):
     def build(self, shape: VideoShape) -> "VideoModel":
         """Make the model, its weights drawn from PyTorch's global random state."""
 
+    def check_training(self, frames: int) -> None:  # noqa: B027 (few models need it)
+        """Make sure that the model can learn from sequences of `frames` frames.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+
     @property
     def frames_needed(self) -> int:
         """Frames that the model must be given before it can predict."""
