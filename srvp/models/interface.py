@@ -135,7 +135,7 @@ class VideoModel(nn.Module, ABC):
         """Draw the standard normal noise of `count` sequences of `frames` frames.
 
         Given frames count, too. Every field is a tensor with a row per sequence, `(count, ...)`, on
-        the generator's device. What is drawn for a frame must not depend on how many follow it.
+        the generator's device.
         """
 
     def draw_randomness(
