@@ -68,6 +68,13 @@ class ModelConfig(ABC):
     def build(self, shape: VideoShape) -> "VideoModel":
         """Make the model, its weights drawn from PyTorch's global random state."""
 
+    def check_training(self, frames: int) -> None:  # noqa: B027 (few models need it)
+        """Make sure that the model can learn from sequences of `frames` frames.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+
     @property
     def frames_needed(self) -> int:
         """Frames that the model must be given before it can predict."""
@@ -135,7 +142,7 @@ class VideoModel(nn.Module, ABC):
         """Draw the standard normal noise of `count` sequences of `frames` frames.
 
         Given frames count, too. Every field is a tensor with a row per sequence, `(count, ...)`, on
-        the generator's device. What is drawn for a frame must not depend on how many follow it.
+        the generator's device.
         """
 
     def draw_randomness(
