@@ -11,7 +11,7 @@ PACKAGE = ROOT / "srvp"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # From the lowest: a file imports only from its own line or from lines above it.
 FLOORS = [
-    ("schema", "files", "devices", "processes", "__init__"),
+    ("schema", "files", "devices", "processes", "protobuf", "__init__"),
     ("models.interface",),
     ("data", "models", "metrics"),
     ("experiment",),

@@ -46,7 +46,9 @@ def is_cut(file: BinaryIO) -> bool | None:
     return None
 
 
-def _walk(read: Read, size: int, *, step: Step, start: int = 0, marked: bool = False) -> bool | None:
+def _walk(
+    read: Read, size: int, *, step: Step, start: int = 0, marked: bool = False
+) -> bool | None:
     """Go from element to element; `marked` containers have a mark at their end."""
     at = start
     while at < size:

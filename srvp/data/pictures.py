@@ -29,14 +29,6 @@ class PictureError(ValueError):
     """A picture that could only be read other than it looks; the message says why."""
 
 
-def holds_many(path: Path) -> bool:
-    """Tell whether a file holds more than one picture of full size; False if it is damaged."""
-    try:
-        return count_pictures(path, "", at_most=2) > 1
-    except ValueError:
-        return False
-
-
 def count_pictures(path: Path, name: str, *, at_most: int | None = None) -> int:
     """Return how many pictures a file holds. Errors are those of `read_picture`."""
     with _opened(path, name) as image:

@@ -97,7 +97,7 @@ def decode(
     with _opened(source) as file:
         cut = False if truncated else is_cut(file)
     if cut:
-        raise ValueError(f"{name} is truncated: its container announces more; {REPLACE}")
+        raise ValueError(f"{name} is truncated, its container announces more: {REPLACE}")
     with open_video(source, name) as (container, stream):
         frames = _frames(container, stream, name, checked=cut is False)
         yield from shown(frames, stream, name, rate=rate, size=size, square=square)
@@ -127,7 +127,22 @@ def _frames(
     if container.format.name == "yuv4mpegpipe":
         partial = end != container.size
     if not checked and (partial or packets < min(stream.frames - 1, 0.98 * stream.frames)):
-        raise ValueError(f"{name} is truncated: {decoded} frames decode; {REPLACE}")
+        raise ValueError(f"{name} is truncated, only {decoded} frames decode: {REPLACE}")
+
+
+def count_frames(source: Path | BinaryIO, name: str) -> tuple[int, float | None]:
+    """Return how many frames a video file holds, and how many a second on average.
+
+    Frames are counted in the index of the file, or by their packets; they are not decoded.
+
+    Raises:
+        ValueError, OSError: see `open_video`.
+    """
+    with open_video(source, name) as (container, stream):
+        index = stream.index_entries if stream.frames else ()  # complete in MP4 and MOV
+        packets = index if container.format.name.startswith("mov") else container.demux(stream)
+        count = sum(packet.size > 0 and not packet.is_discard for packet in packets)
+        return count, float(stream.average_rate) if stream.average_rate else None
 
 
 def _decoder(stream: VideoStream) -> CodecContext:

@@ -11,7 +11,7 @@ SMALLEST_MSE = 1e-10  # equal frames score 100 dB rather than infinity, which no
 
 def load(device: torch.device) -> Against:
     """Return the metric as `srvp.metrics.table` describes it."""
-    return lambda truth: lambda samples: psnr(samples, truth[:, None])
+    return lambda truth: lambda samples: _psnr(samples, truth[:, None])
 
 
 def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
@@ -21,5 +21,9 @@ def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
         ValueError: frames are not floating point, or differ in C, H or W.
     """
     check_frames(prediction, truth)
+    return _psnr(prediction, truth)
+
+
+def _psnr(prediction: Tensor, truth: Tensor) -> Tensor:
     mse = (prediction - truth).square().mean(dim=(-2, -1)).clamp(min=SMALLEST_MSE)
     return (-10 * mse.log10()).mean(dim=-1)

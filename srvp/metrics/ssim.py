@@ -24,6 +24,8 @@ def ssim(prediction: Tensor, truth: Tensor) -> Tensor:
     Raises:
         ValueError: frames are smaller than the window, not floating point, or differ in C, H or W.
     """
+    check_floating(truth, "truth")
+    check_frames(prediction, truth)
     return SSIM(truth)(prediction)
 
 
@@ -34,7 +36,6 @@ class SSIM:
     """
 
     def __init__(self, truth: Tensor):
-        check_floating(truth, "truth")
         self.truth = truth
         self.blur_rows, self.blur_columns = (_blur(size, truth) for size in truth.shape[-2:])
         self.mean = self._mean(truth)
@@ -45,7 +46,6 @@ class SSIM:
         return self.blur_rows @ x @ self.blur_columns.T
 
     def __call__(self, prediction: Tensor) -> Tensor:
-        check_frames(prediction, self.truth)
         mean = self._mean(prediction)
         product, squares = mean * self.mean, mean.square()
         variance = self._mean(prediction.square()) - squares
