@@ -44,7 +44,9 @@ def run_stage(name: str, experiment: str | None = None) -> None:
     else:
         load_experiment(root / "params.yaml", experiment)  # errors come before anything is written
         folder = f"runs/{experiment}"
-        values = {"experiment": experiment, "prepared": f"prepared/{experiment}", "run": folder}
+        model = f"{folder}/model.safetensors"
+        values = {"experiment": experiment, "prepared": f"prepared/{experiment}"}
+        values |= {"model": model, "run": folder}
     parameters = {key: value for key, value in values.items() if key in known}
     run_notebook(name, parameters, root / folder / f"{name}.ipynb")
 
