@@ -398,7 +398,7 @@ def train_evaluate_and_draw(experiment, videos, clips, out) -> pd.DataFrame:
     figures.save(figures.metric_curves(curves_table(scores, experiment)), out, "metric_curves")
     rows = figures.futures(examples, 0)
     figures.save(figures.sample_grid(rows, 5, [0, 4, 5, 10]), out, "samples")
-    animation.save(animation.pages([rows], 5), out, "predictions")
+    animation.save(animation.Pages([rows], 5), out, "predictions")
     assert len(list((out / "figures").iterdir())) == 4
     assert json.loads((out / "metrics.json").read_text())[name]["psnr"] > 0
     return history
