@@ -31,9 +31,9 @@ from srvp.data.prepared import PreparedVideos
 from srvp.data.sets.moving_mnist import MovingMNIST
 from srvp.data.staging import Fold, Video, write_prepared
 from srvp.evaluation.protocol import evaluate, evaluate_experiment, sampler
-from srvp.evaluation.results import weights_folder
 from srvp.files import project_root
-from srvp.metrics.perceptual import fetch_weights, fvd, fvd_embeddings, load_i3d
+from srvp.metrics.fvd import fvd, fvd_embeddings
+from srvp.metrics.i3d import WEIGHTS, load_i3d
 from srvp.models import official
 from srvp.training.loop import build_model, load_model, save_model
 
@@ -212,12 +212,12 @@ def measure_peak(given: argparse.Namespace) -> None:
 def compare_precisions(given: argparse.Namespace) -> None:
     """Compare the FVD of softened videos to others, and the time I3D takes for a video."""
     torch.set_num_threads(given.threads)
-    fetch_weights(weights_folder())
+    WEIGHTS.fetch()
     real, others = make_videos(2 * given.videos, given.frames).chunk(2)
     softened = nn.functional.avg_pool2d(others.flatten(0, 1).float(), 3, 1, 1).byte()
     sets = {"real": real, "generated": softened.unflatten(0, others.shape[:2])}
     precisions = ("float32", "bfloat16")
-    networks = [load_i3d(weights_folder(), precision=getattr(torch, p)) for p in precisions]
+    networks = [load_i3d(precision=getattr(torch, p)) for p in precisions]
     embeddings: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     times: dict[str, list[float]] = defaultdict(list)
     for first in range(0, given.videos, 2):

@@ -1,4 +1,4 @@
-"""Where things are computed, in which precision, and from which random numbers."""
+"""Where things are computed, and in which precision."""
 
 from contextlib import AbstractContextManager
 
@@ -25,9 +25,10 @@ def device_count(device: torch.device) -> int:
     return 1 if device.type == "cpu" else torch.accelerator.device_count()
 
 
-def generator(seed: int, n: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return the n-th random generator of a seed: of a training step, say, or of a test clip."""
-    return torch.Generator(device).manual_seed(seed * 1_000_003 + n)
+def all_like(device: torch.device) -> list[torch.device]:
+    """Return the devices that can share the work of this one: all GPUs of its kind, or itself."""
+    count = device_count(device)
+    return [device] if count == 1 else [torch.device(device.type, i) for i in range(count)]
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:

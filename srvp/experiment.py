@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +62,7 @@ class TrainingConfig:
     final_lr: Real = 0.0  # rate at the last step, as a share of `lr`
     betas: tuple[Real, ...] = (0.9, 0.999)  # of Adam
     clip_norm: Real | None = None  # largest norm of the gradients of an objective
+    clip_each: bool = False  # or, with this, of each parameter's gradient
     optimizers: Mapping[str, OptimizerConfig] = field(default_factory=dict)  # by parameter group
 
     def __post_init__(self) -> None:
@@ -98,6 +99,11 @@ class EvaluationConfig:
             if metric not in METRICS:
                 raise ConfigError(f"metrics has {metric!r}{suggest(metric, METRICS)}")
 
+    def clips_at_once(self, clip_frames: int) -> int:
+        """Return how many clips to take at a time: `frames_at_once` may leave less room."""
+        predicted = clip_frames - self.conditioning_frames
+        return max(1, min(self.batch_size, self.frames_at_once // predicted))
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -127,19 +133,21 @@ class Experiment:
                 f"training.frames is {training.frames}: it must exceed the {needed} frames that "
                 "the model needs"
             )
+        self.model.check_training(training.frames)
         if training.validation_frames <= given:
             raise ConfigError(
                 f"training.validation_frames is {training.validation_frames}, which leaves none to "
                 f"predict after evaluation.conditioning_frames, {given}: raise it"
             )
         for metric in self.evaluation.metrics:
-            fewest = METRICS[metric]
-            if data.test_frames < fewest.frames or data.test_videos < fewest.videos:
-                raise ConfigError(
-                    f"evaluation.metrics has {metric}, which needs {fewest.videos} videos of "
-                    f"{fewest.frames} frames, but data.test_videos is {data.test_videos} and "
-                    f"data.test_frames {data.test_frames}: raise these, or leave it out"
-                )
+            row = METRICS[metric]
+            fewest = {"test_videos": row.videos, "test_frames": row.frames, "size": row.size}
+            for key, least in fewest.items():
+                if getattr(data, key) < least:
+                    raise ConfigError(
+                        f"data.{key} is {getattr(data, key)}, but {metric} in evaluation.metrics "
+                        f"needs at least {least}: raise it, or leave {metric} out"
+                    )
         for i, options in enumerate(self.evaluation.predict):
             check_options(self.model, options, f"evaluation.predict[{i}]")
 
@@ -153,9 +161,25 @@ class Experiment:
         """Frames to predict in a test clip."""
         return self.data.test_frames - self.evaluation.conditioning_frames
 
-    def option_name(self, options: Mapping[str, Any]) -> str:
-        """Return what tables call the model with options of prediction."""
-        return ", ".join(filter(None, [self.name, self.model.describe_options(options)]))
+    def with_model_of(self, trained: "Experiment") -> "Experiment":
+        """Return this data and protocol with the model of another experiment, under its name.
+
+        Raises:
+            ConfigError: the model is for other frames, or for other options of prediction.
+        """
+        if trained.shape != self.shape:
+            raise ConfigError(
+                f"the model {trained.name} is for {trained.shape}, but the clips of {self.name} "
+                f"are {self.shape}: choose another experiment"
+            )
+        return replace(self, name=trained.name, model=trained.model)
+
+    @property
+    def option_names(self) -> list[str]:
+        """What tables call the model with each entry of `evaluation.predict`."""
+        _, *others = self.evaluation.predict
+        options = map(self.model.describe_options, others)
+        return [self.name, *(f"{self.name}, {option}" for option in options)]
 
 
 def load_experiment(path: Path, name: str) -> Experiment:

@@ -5,6 +5,8 @@ import os
 # Tests compute on tiny tensors: a second thread costs more than it brings, and on a busy machine a
 # hundred times more. Notebook kernels inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
+os.environ["SRVP_WORKERS"] = "1"  # small files are decoded before a pool of processes is up
+os.environ["TQDM_DISABLE"] = "1"
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from srvp.config import Experiment, load_experiment
 from srvp.data import TrainingVideos
 from srvp.data.sets.moving_mnist import MovingMNIST
+from srvp.experiment import Experiment, load_experiment
 
 ROOT = Path(__file__).parent.parent
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from srvp.models.fast import winograd as convolutions
-from srvp.models.fast.winograd import DownConv, FromVector, ToVector, UpConv, UpToImage
+from srvp.models.fast import patches, winograd
+from srvp.models.networks import DownConv, FromVector, ToVector, UpConv, UpToImage
 
 LAYERS = [
     (DownConv, (64, 160), (16, 64, 16, 8)),
@@ -50,8 +50,8 @@ def test_products_of_patches_are_the_layers_that_meet_the_image(channels):
     weight = torch.randn(5, channels, 4, 4, dtype=torch.float64)
     image = torch.randn(2, channels, 8, 12, dtype=torch.float64, requires_grad=True)
     maps = torch.randn(2, 5, 4, 6, dtype=torch.float64, requires_grad=True)
-    down = F.linear(convolutions.patches(image), weight.flatten(1)).permute(0, 3, 1, 2)
-    up = convolutions.Overlap.apply(maps.permute(0, 2, 3, 1) @ weight.flatten(1))
+    down = F.linear(patches.patches(image), weight.flatten(1)).permute(0, 3, 1, 2)
+    up = patches.Overlap.apply(maps.permute(0, 2, 3, 1) @ weight.flatten(1))
     for found, x, convolve in (
         (down, image, F.conv2d),
         (up, maps, F.conv_transpose2d),
@@ -69,7 +69,7 @@ def test_products_of_patches_are_the_layers_that_meet_the_image(channels):
 )
 def test_bfloat16_rounds_by_per_cents(monkeypatch, layer, sizes, shape):
     """Root mean squares: eight bits are 0.2 %, which the sums before and after add to."""
-    monkeypatch.setattr(convolutions, "PRECISIONS", (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(winograd, "PRECISIONS", (torch.float32, torch.bfloat16))
     torch.manual_seed(0)
     conv, x, results = layer(*sizes), torch.randn(shape, requires_grad=True), []
     grad = torch.randn(conv(x).shape)

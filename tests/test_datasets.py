@@ -2,13 +2,8 @@
 
 import gzip
 import io
-import multiprocessing
-import os
 import shutil
-import signal
-import sys
 import tarfile
-import time
 import zipfile
 from pathlib import Path
 
@@ -18,15 +13,18 @@ import pytest
 import raw_archives
 import torch
 from PIL import Image
+from raw_archives import configure
 
 from srvp import data
-from srvp.config import DataConfig
-from srvp.data import staging
+from srvp.data import jobs
 from srvp.data.prepared import ClipSampler, PreparedVideos, train_validation_split
-from srvp.data.raw import decode
+from srvp.data.raw import RawFile, decode
 from srvp.data.sets import bair, human36m, kth, videos
 
-QUIET = {"workers": 1, "progress": False}
+
+def prepare(dataset: str, raw: Path, out: Path, **changes) -> None:
+    files = {"kth": kth, "human36m": human36m, "bair": bair, "videos": videos}
+    files[dataset].prepare(raw, out, configure(dataset, **changes))
 
 
 def open_folds(out: Path) -> tuple[PreparedVideos, PreparedVideos]:
@@ -54,7 +52,7 @@ def kth_raw(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def kth_out(kth_raw, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("kth-prepared")
-    kth.prepare(kth_raw, out, clip_frames=8, clips=50, **QUIET)
+    prepare("kth", kth_raw, out)
     return out
 
 
@@ -64,7 +62,7 @@ def test_kth_folds_are_those_of_the_subjects_in_a_fixed_order(kth_out):
     assert train.names == [name for name in names if int(name[6:8]) <= 20]
     assert test.names == [name for name in names if int(name[6:8]) > 20]
     assert (len(train), len(test)) == (479, 120)
-    assert train.validation.tolist() == train_validation_split(479)[1].tolist()
+    assert train.validation.tolist() == train_validation_split(479, 42)[1].tolist()
     assert (train.channels, train.size) == (1, (64, 64))
     assert test.lengths.tolist() == [raw_archives.kth_length(name) for name in test.names]
 
@@ -90,8 +88,8 @@ def test_kth_frames_are_the_first_channel_scaled_bicubically(kth_out):
     assert np.abs(stored.astype(int) - np.stack(scaled)).max() <= 4
 
 
-def published_kth_clips(lengths: dict[str, int], frames: int, count: int) -> list[tuple[str, int]]:
-    """The published recipe, written down independently, on NumPy's global state."""
+def official_kth_clips(lengths: dict[str, int], frames: int, count: int) -> list[tuple[str, int]]:
+    """The official recipe, written down independently, on NumPy's global state."""
     actions = ["boxing", "handclapping", "handwaving", "jogging", "running", "walking"]
     np.random.seed(42)
     clips = []
@@ -104,21 +102,22 @@ def published_kth_clips(lengths: dict[str, int], frames: int, count: int) -> lis
     return clips
 
 
-def test_kth_clip_list_is_the_published_one(kth_out):
+def test_kth_clip_list_is_the_official_one(kth_out):
     random = np.random.RandomState(0)
     lengths = {name: int(random.randint(40, 900)) for name in raw_archives.kth_names()}
-    assert kth.test_clips(lengths) == published_kth_clips(lengths, 40, 1000)
+    config = configure("kth", test_videos=1000, test_frames=40)
+    assert kth.test_clips(lengths, config) == official_kth_clips(lengths, 40, 1000)
     _, test = open_folds(kth_out)
     prepared = dict(zip(test.names, test.lengths.tolist(), strict=True))
     named = [(test.names[video], start) for video, start in test.clips]
-    assert named == published_kth_clips(prepared, 8, 50)
+    assert named == official_kth_clips(prepared, 8, 50)
     assert test.test_clips(range(50)).shape == (50, 8, 1, 64, 64)
 
 
 def test_kth_gap_besides_the_known_ones_is_an_error(tmp_path):
     raw_archives.write_kth(tmp_path, skip=["person03_running_d1"])
     with pytest.raises(FileNotFoundError, match=r"lacks 1 of the 599 .*person03_running_d1"):
-        kth.prepare(tmp_path, tmp_path / "out", **QUIET)
+        prepare("kth", tmp_path, tmp_path / "out")
 
 
 def test_kth_from_unpacked_files_equals_that_from_archives(kth_raw, kth_out, tmp_path):
@@ -138,7 +137,7 @@ def test_kth_truncated_archive_names_the_file(kth_raw, tmp_path):
     whole = (tmp_path / "running.zip").read_bytes()
     (tmp_path / "running.zip").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"running\.zip is truncated or damaged"):
-        kth.prepare(tmp_path, tmp_path / "out", **QUIET)
+        prepare("kth", tmp_path, tmp_path / "out")
 
 
 def test_kth_damaged_member_names_archive_and_member(kth_raw, tmp_path):
@@ -148,49 +147,38 @@ def test_kth_damaged_member_names_archive_and_member(kth_raw, tmp_path):
     damaged[2000] ^= 255  # within the first member
     (tmp_path / "boxing.zip").write_bytes(damaged)
     with pytest.raises(ValueError, match=r"boxing\.zip:person01_boxing_d1_uncomp\.avi .*CRC"):
-        kth.prepare(tmp_path, tmp_path / "out", **QUIET)
+        prepare("kth", tmp_path, tmp_path / "out")
 
 
-def processes_of_session(session: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:  # ended meanwhile
-            continue
-        if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(path.parent.name))
-    return found
+def test_kth_frames_of_another_size_are_scaled_from_the_raw_video(kth_raw):
+    file = kth.find_videos(kth_raw)["person07_jogging_d2"]
+    small, large = (np.stack(list(next(kth._read("", file, n)).frames)) for n in (64, 128))
+    assert large.shape == (*small.shape[:2], 128, 128)
+    halved = large.reshape(*small.shape[:3], 2, 64, 2).mean((3, 5))
+    assert np.abs(halved - small).mean() < 3
+    assert np.abs(small.repeat(2, 2).repeat(2, 3).astype(int) - large).max() > 30  # it is finer
 
 
-def prepare_kth_in_own_session(raw: Path, out: Path) -> None:
-    os.setsid()
-    kth.prepare(raw, out, clip_frames=8, clips=50, workers=2, progress=False)
+@pytest.mark.parametrize(("rate", "expected"), [(50, 30), (25, 60), (12.5, 120)])
+def test_kth_videos_are_stored_at_25_frames_a_second(tmp_path, rate, expected):
+    """60 frames at another rate: frames are dropped or repeated."""
+    video = raw_archives.moving_square(60, 120, 160, grey=True)
+    path = tmp_path / "person01_boxing_d1_uncomp.avi"
+    path.write_bytes(raw_archives.encode(video, "avi", "mpeg4", rate=rate))
+    (stored,) = kth._read("person01_boxing_d1", RawFile(path, None, path.stat().st_size), 64)
+    # The filter rounds the end to a frame, of 25 a second or of the raw video.
+    assert abs(len(list(stored.frames)) - expected) <= 2
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads Linux's /proc")
-def test_kth_killed_run_is_completed_by_the_next(kth_raw, kth_out, tmp_path, monkeypatch):
-    process = multiprocessing.get_context("fork").Process(
-        target=prepare_kth_in_own_session, args=(kth_raw, tmp_path)
-    )
-    process.start()
-    deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob(".staging/*/*.json"))) < 20 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    while processes_of_session(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.02)  # its workers end with it
-    assert not processes_of_session(process.pid)
-    assert not (tmp_path / "train").exists()
-    finished = len(list(tmp_path.glob(".staging/*/*.json")))
-    assert finished >= 20
+def test_kth_validation_is_on_other_videos_than_training(kth_out):
+    check_validation("kth", kth_out)
 
-    stage, staged = staging._stage, []
-    monkeypatch.setattr(staging, "_stage", lambda *args: staged.append(stage(*args)))
-    kth.prepare(kth_raw, tmp_path, clip_frames=8, clips=50, **QUIET)
-    assert len(staged) == 599 - finished
-    assert content(tmp_path) == content(kth_out)
+
+def check_validation(name: str, out: Path) -> None:
+    folds = data.open_training(configure(name), out, torch.device("cpu"))
+    train, validation = (set(fold.subset.tolist()) for fold in folds)
+    assert train and validation and not train & validation
+    assert train | validation == set(range(len(PreparedVideos.open(out / "train"))))
 
 
 # Human3.6M
@@ -206,7 +194,7 @@ def human_raw(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def human_out(human_raw, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("human-prepared")
-    human36m.prepare(human_raw, out, clip_frames=2, clips=20, **QUIET)
+    prepare("human36m", human_raw, out)
     return out
 
 
@@ -218,7 +206,7 @@ def test_human36m_folds_are_those_of_the_subjects_without_all(human_out):
     assert train.lengths.tolist() == [12] * 5
     assert (test.clip_frames, test.frame_step) == (2, 8)
     assert train.notes == [
-        "5 videos: 1 of S1, 1 of S5, 1 of S6, 1 of S7, 1 of S8 (about 120 a subject are expected)"
+        "5 videos: 1 of S1, 1 of S5, 1 of S6, 1 of S7, 1 of S8 (about 120 per subject are expected)"
     ]
 
 
@@ -231,10 +219,24 @@ def test_human36m_frames_are_cropped_then_resized(human_out):
     assert np.abs(stored.astype(int) - np.asarray(expected)).max() <= 1  # rounding of YUV to RGB
 
 
-def published_human36m_clips(
+def test_human36m_frames_of_another_size_are_resized_from_the_raw_video(human_out, tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(raw_archives.human36m_mp4(12, 0))
+    (video,) = human36m._read("", path, "", 128)
+    large, small = np.stack(list(video.frames)), open_folds(human_out)[0].clip(0, 0, 12)
+    assert large.shape == (12, 3, 128, 128)
+    assert np.abs(large.reshape(12, 3, 64, 2, 64, 2).mean((3, 5)) - small).mean() < 3
+    assert np.abs(small.repeat(2, 2).repeat(2, 3).astype(int) - large).max() > 30  # it is finer
+
+
+def test_human36m_validation_is_on_other_videos_than_training(human_out):
+    check_validation("human36m", human_out)
+
+
+def official_human36m_clips(
     lengths: list[int], frames: int, step: int, count: int
 ) -> list[tuple[int, int]]:
-    """The published recipe, written down independently, on NumPy's global state."""
+    """The official recipe, written down independently, on NumPy's global state."""
     np.random.seed(42)
     clips = []
     for _ in range(count):
@@ -243,11 +245,12 @@ def published_human36m_clips(
     return clips
 
 
-def test_human36m_clip_list_is_the_published_one(human_out):
+def test_human36m_clip_list_is_the_official_one(human_out):
     lengths = np.random.RandomState(0).randint(417, 6000, 236).tolist()
-    assert human36m.test_clips(lengths) == published_human36m_clips(lengths, 53, 8, 1000)
+    config = configure("human36m", test_videos=1000, test_frames=53)
+    assert human36m.test_clips(lengths, config) == official_human36m_clips(lengths, 53, 8, 1000)
     _, test = open_folds(human_out)
-    expected = published_human36m_clips(test.lengths.tolist(), 2, 8, 20)
+    expected = official_human36m_clips(test.lengths.tolist(), 2, 8, 20)
     assert [tuple(clip) for clip in test.clips.tolist()] == expected
 
 
@@ -260,13 +263,13 @@ def test_human36m_missing_subject_is_an_error_and_is_mended_by_its_unpacked_fold
         shutil.copy(path, raw)
     (raw / "Videos_S9.tgz").unlink()
     with pytest.raises(FileNotFoundError, match="holds no video of subject S9"):
-        human36m.prepare(raw, out, clip_frames=2, clips=20, **QUIET)
+        prepare("human36m", raw, out)
     with tarfile.open(human_raw / "Videos_S9.tgz") as archive:
         archive.extractall(raw / "unpacked")
-    stage, staged = staging._stage, []
-    monkeypatch.setattr(staging, "_stage", lambda *args: staged.append(stage(*args)))
-    human36m.prepare(raw, out, clip_frames=2, clips=20, **QUIET)
-    assert len(staged) == 1
+    make_part, made = jobs.make_part, []
+    monkeypatch.setattr(jobs, "make_part", lambda *args: made.append(make_part(*args)))
+    prepare("human36m", raw, out)
+    assert len(made) == 1
     assert (out / "test/frames.npy").read_bytes() == (human_out / "test/frames.npy").read_bytes()
 
 
@@ -276,8 +279,8 @@ def test_human36m_truncated_archive_names_the_file_and_keeps_the_others(human_ra
         shutil.copy(path, tmp_path)
     (tmp_path / "Videos_S9.tgz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"Videos_S9\.tgz is truncated or damaged"):
-        human36m.prepare(tmp_path, tmp_path / "out", clip_frames=2, **QUIET)
-    assert len(list(tmp_path.glob("out/.staging/*/*.json"))) == 6
+        prepare("human36m", tmp_path, tmp_path / "out")
+    assert len(list(tmp_path.glob("out/.staging/parts/*/*.json"))) == 6
 
 
 @pytest.mark.parametrize("name", ["../outside.mp4", "S1/Videos/../../../outside.mp4"])
@@ -285,10 +288,10 @@ def test_archive_with_a_path_outside_is_refused(tmp_path, name):
     with tarfile.open(tmp_path / "Videos_S1.tgz", "w:gz") as archive:
         raw_archives.add_bytes(archive, name, b"evil")
     with pytest.raises(ValueError, match=r"Videos_S1\.tgz is not to be trusted: .*outside\.mp4"):
-        human36m.prepare(tmp_path, tmp_path / "out", **QUIET)
+        prepare("human36m", tmp_path, tmp_path / "out")
     raw_archives.write_bair(tmp_path / "bair", {name: b"evil"})
     with pytest.raises(ValueError, match=r"dataset_v0\.tar is not to be trusted"):
-        bair.prepare(tmp_path / "bair", tmp_path / "out", **QUIET)
+        prepare("bair", tmp_path / "bair", tmp_path / "out")
     assert not list(tmp_path.rglob("outside.mp4"))
 
 
@@ -298,7 +301,7 @@ def test_human36m_frames_smaller_than_the_crop_are_an_error(tmp_path):
     small = raw_archives.moving_square(3, 64, 64)
     (folder / "Walking.1.mp4").write_bytes(raw_archives.mp4(small))
     with pytest.raises(ValueError, match=r"Walking\.1\.mp4 has frames of 64x64"):
-        human36m.prepare(tmp_path, tmp_path / "out", **QUIET)
+        prepare("human36m", tmp_path, tmp_path / "out")
 
 
 # BAIR
@@ -321,11 +324,11 @@ def check_bair(out: Path, train_videos: int, test_videos: int) -> None:
 def test_bair_is_byte_for_byte_from_archive_and_from_folder(tmp_path):
     files = raw_archives.bair_files(train=2, test=1, videos=3)
     path = raw_archives.write_bair(tmp_path / "tar", files)
-    bair.prepare(tmp_path / "tar", tmp_path / "a", **QUIET)
+    prepare("bair", tmp_path / "tar", tmp_path / "a")
     check_bair(tmp_path / "a", 6, 3)
     with tarfile.open(path) as archive:
         archive.extractall(tmp_path / "folder")
-    bair.prepare(tmp_path / "folder", tmp_path / "b", **QUIET)
+    prepare("bair", tmp_path / "folder", tmp_path / "b")
     check_bair(tmp_path / "b", 6, 3)
 
 
@@ -335,7 +338,7 @@ def test_bair_order_clips_and_notes(tmp_path):
     names = ["train/traj_8_to_9", "train/traj_10_to_11", "test/traj_0_to_1"]
     files = {f"softmotion30_44k/{name}.tfrecords": examples for name in names}
     raw_archives.write_bair(tmp_path, files)
-    bair.prepare(tmp_path, tmp_path / "out", **QUIET)
+    prepare("bair", tmp_path, tmp_path / "out")
     train, test = open_folds(tmp_path / "out")
     assert train.names == ["traj_10_to_11/001", "traj_8_to_9/001"]
     assert test.clips.tolist() == [[0, 0]]
@@ -366,12 +369,12 @@ def test_bair_damaged_records_name_the_file_and_keep_the_others(
         tmp_path, {**files, path: gzip.compress(damaged, 1) if compress else damaged}
     )
     with pytest.raises(ValueError, match=message) as error:
-        bair.prepare(tmp_path, tmp_path / "out", **QUIET)
+        prepare("bair", tmp_path, tmp_path / "out")
     assert path in str(error.value)
-    finished = len(list(tmp_path.glob("out/.staging/*/*.json")))
+    finished = len(list(tmp_path.glob("out/.staging/parts/*/*.json")))
     assert finished == 2
     raw_archives.write_bair(tmp_path, files)
-    bair.prepare(tmp_path, tmp_path / "out", **QUIET)
+    prepare("bair", tmp_path, tmp_path / "out")
     check_bair(tmp_path / "out", 4, 2)
 
 
@@ -380,7 +383,7 @@ def test_bair_cut_off_gzip_names_the_file(tmp_path):
     path = "softmotion30_44k/train/traj_0_to_2.tfrecords"
     raw_archives.write_bair(tmp_path, {**files, path: files[path][:-100]})
     with pytest.raises(ValueError, match=rf"{path} is truncated or damaged"):
-        bair.prepare(tmp_path, tmp_path / "out", **QUIET)
+        prepare("bair", tmp_path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.999])
@@ -389,7 +392,7 @@ def test_bair_truncated_archive_names_the_file(tmp_path, kept):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole)) // 512 * 512])
     with pytest.raises(ValueError, match=r"dataset_v0\.tar is truncated or damaged"):
-        bair.prepare(tmp_path, tmp_path / "out", **QUIET)
+        prepare("bair", tmp_path, tmp_path / "out")
 
 
 def test_bair_record_of_something_else_is_an_error(tmp_path):
@@ -398,7 +401,7 @@ def test_bair_record_of_something_else_is_an_error(tmp_path):
     files[path] = raw_archives.tfrecords([b"not an example"], compress=False)
     raw_archives.write_bair(tmp_path, files)
     with pytest.raises(ValueError, match=rf"record 1 of .*{path} is no BAIR video"):
-        bair.prepare(tmp_path, tmp_path / "out", **QUIET)
+        prepare("bair", tmp_path, tmp_path / "out")
 
 
 # Own videos
@@ -412,7 +415,7 @@ def videos_raw(tmp_path_factory) -> Path:
 
 
 def test_videos_of_any_container_and_size(videos_raw, tmp_path):
-    videos.prepare(videos_raw, tmp_path, clip_frames=12, **QUIET)
+    prepare("videos", videos_raw, tmp_path)
     train, test = open_folds(tmp_path)
     assert train.names == [
         "train/video 0.mp4",
@@ -434,84 +437,26 @@ def test_videos_of_any_container_and_size(videos_raw, tmp_path):
         assert np.abs(stored.astype(int) - expected).mean() < (20 if number == 3 else 4)
 
 
-def test_videos_grey_cropped_and_at_another_rate(videos_raw, tmp_path):
-    videos.prepare(
-        videos_raw, tmp_path, clip_frames=5, size=(32, 48), channels=1, crop="center", rate=10,
-        **QUIET,
-    )  # fmt: skip
+def test_videos_grey_cropped_smaller_and_at_another_rate(videos_raw, tmp_path):
+    config = configure("videos", test_videos=1, channels=1, size=32, crop="center", frame_rate=10.0)
+    videos.prepare(videos_raw, tmp_path, config)
     train, _ = open_folds(tmp_path)
-    assert (train.channels, train.size) == (1, (32, 48))
+    assert (train.channels, train.size) == (1, (32, 32))
     # 30 frames at 25 a second are 12 at 10 a second; numbered frames are all kept.
     assert train.lengths.tolist() == [12, 12, 12, 12, 30]
     original = raw_archives.moving_square(30, 160, 128, seed=4)
-    image = Image.fromarray(original[29]).convert("L").crop((0, 37, 128, 122))
-    expected = np.asarray(image.resize((48, 32), Image.Resampling.LANCZOS))
+    image = Image.fromarray(original[29]).convert("L").crop((0, 16, 128, 144))
+    expected = np.asarray(image.resize((32, 32), Image.Resampling.LANCZOS))
     # Grey before or after the resizing differs by rounding.
     assert np.abs(train.clip(4, 29, 1)[0, 0].astype(int) - expected).max() <= 1
 
 
-def test_videos_report_writes_nothing_and_tells_what_cannot_be_read(videos_raw, tmp_path):
-    shutil.copytree(videos_raw, tmp_path / "raw")
-    (tmp_path / "raw" / "train" / "broken.mp4").write_bytes(b"")
-    (tmp_path / "raw" / ".hidden.mp4").write_bytes(b"")
-    before = content(tmp_path)
-    report = videos.report(videos.find_videos(tmp_path / "raw")).splitlines()
-    assert content(tmp_path) == before
-    assert len(report) == 9
-    assert "test/video 5.mp4" in report[1] and "128x176" in report[1]
-    assert "train/broken.mp4" in report[2] and "cannot be read" in report[2]
-    assert report[-1] == "7 videos: 5 train, 1 validation, 1 test"
-
-
-def test_videos_report_is_a_command(videos_raw, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["videos", str(videos_raw)])
-    videos.main()
-    assert capsys.readouterr().out.endswith("\n6 videos: 4 train, 1 validation, 1 test\n")
-    monkeypatch.setattr(sys, "argv", ["videos", str(tmp_path)])
-    with pytest.raises(SystemExit, match=f"error: {tmp_path} holds no videos: it needs files such"):
-        videos.main()
-
-
-def test_videos_settings_of_params_yaml_reach_the_preparation(videos_raw, tmp_path):
-    shutil.copytree(videos_raw, tmp_path / "data" / "videos")
-    config = DataConfig(
-        "videos",
-        channels=1,
-        test_videos=3,
-        test_frames=5,
-        seed=0,
-        frame_rate=10.0,
-        crop=(0, 0, 64, 64),
-    )
-    data.prepare(config, tmp_path / "data", tmp_path / "out")
-    train, test = open_folds(tmp_path / "out")
-    assert (train.channels, train.lengths.tolist()) == (1, [12, 12, 12, 12, 30])
-    assert len(test.clips) == 2  # of the 12 frames of the one test video
+def test_videos_are_cropped_to_the_box_of_the_configuration(videos_raw, tmp_path):
+    prepare("videos", videos_raw, tmp_path, channels=1, crop=(0, 0, 64, 64))
+    train, _ = open_folds(tmp_path)
     original = raw_archives.moving_square(30, 160, 128, seed=4)
     expected = np.asarray(Image.fromarray(original[0]).convert("L"))[:64, :64]
     assert np.array_equal(train.clip(4, 0, 1)[0, 0], expected)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        (
-            "kth",
-            r"data/kth lacks 599 .* needs boxing\.zip, .*walking\.zip from https://www\.csc\.kth",
-        ),
-        (
-            "human36m",
-            r"data/human36m holds no .* needs the \.tgz archives .* from http://vision\.imar",
-        ),
-        ("bair", r"data/bair holds no train/.* needs bair_robot.*v0\.tar from http://rail\.eecs"),
-        ("videos", r"data/videos holds no videos: it needs files such as \.mp4"),
-        ("smmnist", r"data/mnist/train-images.* is missing: .* `dvc pull data\.dvc`"),
-    ],
-)
-def test_missing_raw_files_say_what_to_put_where(tmp_path, name, message):
-    config = DataConfig(name, channels=3, test_videos=1, test_frames=5, seed=0)
-    with pytest.raises(FileNotFoundError, match=message):
-        data.prepare(config, tmp_path / "data", tmp_path / "out")
 
 
 def test_videos_split_does_not_move_when_files_are_added(tmp_path):
@@ -548,26 +493,23 @@ def test_videos_damaged_file_is_named_and_the_next_run_completes(
     damaged = {"empty": b"", "truncated": whole[: len(whole) * 3 // 4], "garbage": b"?" * 5000}
     path.write_bytes(damaged[damage])
     with pytest.raises(ValueError, match=name) as error:
-        videos.prepare(raw, out, clip_frames=12, **QUIET)
+        prepare("videos", raw, out)
     assert "\n" not in str(error.value)
-    assert list(out.glob(".staging/*/*.json"))
+    assert list(out.glob(".staging/parts/*/*.json"))
     assert not (out / "train").exists()
     path.write_bytes(whole)
-    videos.prepare(raw, out, clip_frames=12, **QUIET)
+    prepare("videos", raw, out)
     assert len(PreparedVideos.open(out / "train")) == 5
 
 
-def test_videos_empty_fold_crop_outside_and_short_videos_are_errors(videos_raw, tmp_path):
+def test_videos_empty_fold_and_crop_outside_are_errors(videos_raw, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no videos"):
         videos.find_videos(tmp_path)
-    # Of the videos decoded side by side, whichever is first.
     with pytest.raises(ValueError, match=r"the crop .* does not fit \w+/video \d\.\w+, .*128x"):
-        videos.prepare(videos_raw, tmp_path / "a", clip_frames=5, crop=(0, 0, 200, 100), **QUIET)
-    with pytest.raises(ValueError, match="none of the 1 test videos has 31 frames"):
-        videos.prepare(videos_raw, tmp_path / "b", clip_frames=31, **QUIET)
+        prepare("videos", videos_raw, tmp_path / "a", crop=(0, 0, 200, 100))
     shutil.copytree(videos_raw / "train", tmp_path / "train only" / "train")
     with pytest.raises(ValueError, match="falls into the validation fold"):
-        videos.prepare(tmp_path / "train only", tmp_path / "c", clip_frames=5, **QUIET)
+        prepare("videos", tmp_path / "train only", tmp_path / "c")
 
 
 def test_videos_that_a_phone_marked_as_turned_are_put_upright():
@@ -589,9 +531,8 @@ def test_real_videos(tmp_path):
         folder = tmp_path / "raw" / folds.get(path.stem, "train")
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder)
-    videos.prepare(
-        tmp_path / "raw", tmp_path / "out", clip_frames=15, crop="center", rate=5, **QUIET
-    )
+    config = configure("videos", test_videos=1, test_frames=15, crop="center", frame_rate=5.0)
+    videos.prepare(tmp_path / "raw", tmp_path / "out", config)
     train, test = open_folds(tmp_path / "out")
     assert dict(zip(train.names, train.lengths.tolist(), strict=True)) == {
         "train/bigbuckbunny.mp4": 26,  # 132 frames at 25 a second
@@ -600,4 +541,4 @@ def test_real_videos(tmp_path):
     }
     assert len(test.clips) == 1
     batch = ClipSampler(train, train.training).draw(4, 10, torch.Generator().manual_seed(0))
-    assert batch.std(dim=(1, 2, 3, 4)).min() > 0.02  # not blank
+    assert batch.frames.std(dim=(1, 2, 3, 4)).min() > 0.02  # not blank

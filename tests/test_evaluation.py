@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.numpy import load_file
+from srvp.metrics.frames import psnr
+from srvp.metrics.perceptual import FVD, frechet_distance, load_lpips
 
 from srvp.data.prepared import PreparedVideos
 from srvp.data.staging import Fold, Video, write_prepared
@@ -34,8 +36,6 @@ from srvp.evaluation.results import (
     write_scores,
 )
 from srvp.evaluation.scoring import Batch
-from srvp.metrics.frames import psnr
-from srvp.metrics.perceptual import FVD, frechet_distance, load_lpips
 from srvp.models import trivial
 from srvp.training.loop import build_model, save_model
 

@@ -8,10 +8,11 @@ import subprocess
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
-import matplotlib.pyplot as plt
 import pytest
+from matplotlib.figure import Figure
 
 from srvp.report import figures
+from srvp.report.figures.style import WIDTH
 from srvp.report.gallery import write_gallery
 
 CHROMIUM = next(
@@ -42,10 +43,9 @@ def reports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gallery")
     for run in (folder / "reports", folder / "runs" / "first", folder / "runs" / "second"):
         for name in ("samples_psnr_0", "metric_curves"):
-            figure, ax = plt.subplots(figsize=(figures.WIDTH, 2))
-            ax.plot([0, 1])
+            figure = Figure(figsize=(WIDTH, 2))
+            figure.subplots().plot([0, 1])
             figures.save(figure, run, name)
-            plt.close(figure)
     write_gallery(folder / "runs", ["first", "second"], folder / "reports")
     return folder / "reports"
 

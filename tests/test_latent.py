@@ -6,14 +6,16 @@ from torch import nn
 
 from srvp import load_pretrained
 from srvp.data.sets import moving_mnist
+from srvp.experiment import load_experiment
 from srvp.models import latent
-from srvp.training.loop import build_model
+from srvp.models.interface import VideoShape
+from srvp.store import build_model
 
 
 @pytest.fixture(scope="module")
 def model(tiny):
     """A model whose random weights are large enough for states and frames to differ visibly."""
-    model = build_model(tiny.model, channels=1, seed=1).eval()
+    model = build_model(tiny.model, VideoShape(1), seed=1).eval()
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             layer.weight.data.mul_(10)
@@ -56,7 +58,7 @@ def test_a_trained_model_keeps_the_path_and_changes_the_digits():
     """
     model, _ = load_pretrained("smmnist_gpu")
     folder = ROOT / "data" / "mnist"
-    videos = moving_mnist.test_set(folder, frames=25, deterministic=False, videos=64)
+    videos = moving_mnist.test_set(folder, load_experiment(ROOT / "params.yaml", "quick").data)
     x = torch.from_numpy(videos.sequences[:, :, None]) / 255
     content, motion = x[0::2], x[1::2]
     exchanged = latent.exchange_content(model, model.infer(content), model.infer(motion))

@@ -1,103 +1,121 @@
-from pathlib import Path
+"""The table of metrics: every row keeps the contract, and a metric is one file and its row."""
 
-import numpy as np
+import subprocess
+import sys
+
 import pytest
 import torch
-from safetensors.torch import load_file
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from perceptual_cases import WEIGHTS_FOLDER, fetched
 
-from srvp.metrics.frames import SSIM, psnr, ssim
+import srvp.metrics
+from srvp.files import sha256
+from srvp.metrics.lpips import WEIGHTS, load_lpips
+from srvp.metrics.psnr import psnr
+from srvp.metrics.ssim import ssim
+from srvp.metrics.table import METRICS, Metric, fetch_weights, load_metric, weights_provenance
 
-AUTHORS = load_file(Path(__file__).parent / "reference" / "metrics.safetensors")
-
-
-def frames(channels: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smooth pictures and noisy versions of them, `(3, C, 64, 64)`."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(3, channels, 8, 8, generator=generator)
-    truth = torch.nn.functional.interpolate(coarse, 64, mode="bilinear")
-    noise = 0.1 * torch.randn(truth.shape, generator=generator)
-    return (truth + noise).clamp(0, 1), truth
+CPU = torch.device("cpu")
+PER_FRAME = [name for name, metric in METRICS.items() if metric.per_frame]
 
 
-def difference_to_authors(metric, colour: str, precision: str = "") -> torch.Tensor:
-    """Of our float32 value to theirs, for four pairs: noise, motion, strokes, and nearly equal."""
-    pair = (AUTHORS[f"{colour}/{name}"].float() / 255 for name in ("prediction", "target"))
-    return (metric(*pair) - AUTHORS[f"{colour}/{metric.__name__}{precision}"]).abs()
+@pytest.fixture(autouse=True)
+def weights_folder(monkeypatch):
+    """Let metrics find their weights where the tests fetch them to, from any current folder."""
+    monkeypatch.setattr("srvp.metrics.weights.weights_folder", lambda: WEIGHTS_FOLDER)
 
 
-@pytest.mark.parametrize("colour", ["grey", "colour"])
-@pytest.mark.parametrize("metric", [psnr, ssim])
-def test_both_equal_the_authors_functions_in_float64(metric, colour):
-    assert (difference_to_authors(metric, colour, "_float64") < 1e-5).all()
+def load(name):
+    """Return a metric; skip the test if its weights cannot be had."""
+    try:
+        fetch_weights([name])
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    return load_metric(name, CPU)
 
 
-@pytest.mark.parametrize("colour", ["grey", "colour"])
-@pytest.mark.parametrize("metric", [psnr, ssim])
-def test_both_equal_the_authors_functions_in_float32(metric, colour):
-    difference = difference_to_authors(metric, colour)
-    # Of the last pair, flat and nearly equal (50 dB), their float32 SSIM of one channel is itself
-    # 1.5e-5 from its float64 value: variances there are differences of nearly equal numbers. Ours
-    # is 2.5e-6 from that value.
-    exception = metric is ssim and colour == "grey"
-    assert (difference < torch.tensor([1e-5, 1e-5, 1e-5, 2e-5 if exception else 1e-5])).all()
+def frames(size=32):
+    """Return random truth (2, 3, 1, size, size) and samples of it (2, 4, 3, 1, size, size)."""
+    random = torch.Generator().manual_seed(0)
+    truth = torch.rand(2, 3, 1, size, size, generator=random)
+    noise = torch.rand(2, 4, 3, 1, size, size, generator=random)
+    return truth, 0.5 * truth[:, None] + 0.5 * noise
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_ssim_against_scikit_image(channels):
-    """An independent implementation, in float64, of the same definition."""
-    prediction, truth = frames(channels, 0)
-    expected = [
-        structural_similarity(
-            p.double().numpy(),
-            t.double().numpy(),
-            channel_axis=0,
-            data_range=1.0,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-        )
-        for p, t in zip(prediction, truth, strict=True)
-    ]
-    # 1e-5: float32 against float64, of variances that are differences of squares.
-    np.testing.assert_allclose(ssim(prediction, truth).numpy(), expected, atol=1e-5)
+@pytest.mark.parametrize("name", PER_FRAME)
+def test_a_score_depends_only_on_its_own_frame_and_the_true_one(name):
+    truth, samples = frames()
+    scores = load(name)(truth)(samples)
+    assert scores.shape == (2, 4, 3)
+    for b, s, f in [(0, 0, 1), (1, 3, 0), (1, 2, 2)]:
+        compare = load(name)(truth[b : b + 1, f : f + 1])
+        single = compare(samples[b : b + 1, s : s + 1, f : f + 1])
+        # Products of matrices round differently for other batch sizes.
+        torch.testing.assert_close(single.squeeze(), scores[b, s, f], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_psnr_against_scikit_image_channel_by_channel(channels):
-    prediction, truth = frames(channels, 1)
-    expected = [
-        np.mean([peak_signal_noise_ratio(*pair, data_range=1) for pair in zip(t, p, strict=True)])
-        for p, t in zip(prediction.numpy(), truth.numpy(), strict=True)
-    ]
-    np.testing.assert_allclose(psnr(prediction, truth).numpy(), expected, atol=1e-4)
+def test_scores_are_those_of_the_functions():
+    truth, samples = frames()
+    functions = {"psnr": psnr, "ssim": ssim, "lpips": load_lpips(folder=fetched(WEIGHTS))}
+    for name, function in functions.items():
+        scores = load(name)(truth)(samples)
+        for s in range(4):
+            torch.testing.assert_close(scores[:, s], function(samples[:, s], truth))
 
 
-def test_psnr_averages_channels_rather_than_their_errors():
-    truth = torch.zeros(2, 10, 10)
-    prediction = torch.stack([torch.full((10, 10), 0.1), torch.full((10, 10), 0.01)])
-    torch.testing.assert_close(psnr(prediction, truth), torch.tensor(30.0))  # of 20 and 40 dB
+@pytest.mark.parametrize("name", PER_FRAME)
+def test_the_truth_scores_better_than_samples(name):
+    truth, samples = frames()
+    compare, sign = load(name)(truth), 1 if METRICS[name].lower_is_better else -1
+    assert (sign * compare(truth[:, None]) < sign * compare(samples)).all()
 
 
-def test_equal_frames_score_one_and_a_hundred_decibels():
-    _, truth = frames(3, 2)
-    torch.testing.assert_close(ssim(truth, truth), torch.ones(3))
-    torch.testing.assert_close(psnr(truth, truth), torch.full((3,), 100.0))
+@pytest.mark.parametrize("name", PER_FRAME)
+def test_the_smallest_frames_are_those_of_the_table(name):
+    size = METRICS[name].size
+    truth, samples = frames(size=size)
+    assert load(name)(truth)(samples).isfinite().all()
+    if size > 1:
+        with pytest.raises(ValueError, match=f"needs at least {size}"):
+            load(name)(truth[..., 1:])
 
 
-def test_ssim_is_symmetric():
-    prediction, truth = frames(1, 3)
-    torch.testing.assert_close(ssim(prediction, truth), ssim(truth, prediction))
+def test_a_metric_is_a_file_and_its_row(tmp_path, monkeypatch):
+    (tmp_path / "largest_error.py").write_text(
+        "def load(device):\n"
+        "    return lambda truth: lambda x: (x - truth[:, None]).abs().amax(dim=(-3, -2, -1))\n"
+    )
+    monkeypatch.setattr("srvp.metrics.__path__", [*srvp.metrics.__path__, str(tmp_path)])
+    row = Metric("largest error", "largest_error", lower_is_better=True, decimals=3)
+    monkeypatch.setitem(METRICS, "error", row)
+    truth, samples = frames()
+    expected = (samples - truth[:, None]).abs().flatten(3).max(dim=3).values
+    assert torch.equal(load_metric("error", CPU)(truth)(samples), expected)
 
 
-def test_one_truth_is_compared_with_many_samples():
-    prediction, truth = frames(3, 4)
-    many = prediction[None].expand(5, -1, -1, -1, -1)
-    for metric, scores in ((psnr, psnr(many, truth[None])), (ssim, SSIM(truth[None])(many))):
-        assert scores.shape == (5, 3)
-        torch.testing.assert_close(scores[4], metric(prediction, truth))
+def test_the_table_imports_no_network():
+    listing = "import sys, srvp.metrics.table; print(*sys.modules)"
+    process = [sys.executable, "-c", listing]
+    loaded = subprocess.run(process, capture_output=True, text=True, check=True).stdout.split()
+    assert {m for m in loaded if m.startswith("srvp.")} == {"srvp.metrics", "srvp.metrics.table"}
+    assert not {"lpips", "torchvision", "unearth"} & {*loaded}
 
 
-def test_frames_smaller_than_the_window_are_refused():
-    with pytest.raises(ValueError, match="8 pixels are too small"):
-        ssim(torch.zeros(1, 8, 64), torch.zeros(1, 8, 64))
+def test_only_the_weights_that_metrics_need_are_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr("srvp.metrics.weights.weights_folder", lambda: tmp_path)
+    monkeypatch.setattr("srvp.metrics.i3d.WEIGHTS", WEIGHTS._replace(make=lambda: ({}, "a toy")))
+    fetch_weights(["psnr", "ssim"])
+    assert weights_provenance(["psnr", "ssim"]) == {}
+    assert not list(tmp_path.iterdir())
+    fetch_weights(["psnr", "fvd"])
+    [file] = tmp_path.iterdir()
+    assert weights_provenance(["psnr", "fvd"]) == {
+        file.name: {"sha256": sha256(file), "source": "a toy"}
+    }
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "srvp.metrics.lpips")
+    for use in (fetch_weights, lambda names: load_metric(*names, CPU)):
+        with pytest.raises(ImportError, match=r"lpips.*install the packages of srvp\[metrics\]"):
+            use(["lpips"])

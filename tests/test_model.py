@@ -5,9 +5,10 @@ import torch
 from conftest import ROOT, generator
 from torch.distributions import Normal
 
-from srvp.config import ConfigError, load_experiment
-from srvp.models.srvp import SRVP, Noise, SRVPConfig
-from srvp.training.loop import build_model
+from srvp.experiment import ConfigError, load_experiment
+from srvp.models.interface import VideoShape
+from srvp.models.srvp import SRVP, Config, Noise
+from srvp.store import build_model
 
 B, T = 2, 6
 VARIANTS = [("dcgan", False, 1), ("dcgan", True, 2), ("vgg", True, 3)]
@@ -16,7 +17,7 @@ VARIANTS = [("dcgan", False, 1), ("dcgan", True, 2), ("vgg", True, 3)]
 def make(
     architecture="dcgan", skip=False, euler_steps=1, channels=1, nz=4, transition="residual"
 ) -> SRVP:
-    config = SRVPConfig(
+    config = Config(
         architecture=architecture,
         skip_connections=skip,
         nf=2,
@@ -36,14 +37,14 @@ def make(
         beta_z=2.0,
         l2_res=1.0,
     )
-    model = build_model(config, channels, seed=0)
+    model = build_model(config, VideoShape(channels), seed=0)
     # Settle the running statistics: fresh ones map every frame to nearly the same vector.
     for layer in model.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = 1.0
     x = torch.rand(B, T, channels, 64, 64, generator=generator(2))
     with torch.no_grad():
-        model(x, model.draw(B, T, generator()))
+        model(x, model.draw_randomness(B, T, 1, generator()))
     return model
 
 
@@ -65,14 +66,14 @@ def x():
 def test_published_settings_have_the_published_number_of_parameters(name, parameters):
     experiment = load_experiment(ROOT / "params.yaml", name)
     with torch.device("meta"):  # counts, without drawing 20 million weights
-        model = SRVP(experiment.model, experiment.data.channels)
+        model = experiment.model.build(experiment.shape)
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
 @pytest.mark.parametrize(("architecture", "skip", "euler_steps"), VARIANTS)
 def test_shapes_of_a_training_step(architecture, skip, euler_steps, x):
     model = make(architecture, skip, euler_steps)
-    out = model(x, model.draw(B, T, generator()))
+    out = model(x, model.draw_randomness(B, T, 1, generator()))
     assert out.x.shape == x.shape
     assert out.y.shape == (B, T, 5)
     assert out.q_y.mean.shape == (B, 5)
@@ -83,20 +84,20 @@ def test_shapes_of_a_training_step(architecture, skip, euler_steps, x):
 @pytest.mark.parametrize(("architecture", "skip", "euler_steps"), VARIANTS)
 def test_gradients_reach_every_parameter(architecture, skip, euler_steps, x):
     model = make(architecture, skip, euler_steps)
-    model.loss(x, model.draw(B, T, generator())).total.backward()
+    model.loss(x, model.draw_randomness(B, T, 1, generator())).total.backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
 
 
 def test_a_step_is_a_function_of_its_draws(x):
     model = make(skip=True)
-    draws = model.draw(B, T, generator())
+    draws = model.draw_randomness(B, T, 1, generator())
     assert model.loss(x, draws) == model.loss(x, draws)
-    assert model.loss(x, draws) != model.loss(x, model.draw(B, T, generator(5)))
+    assert model.loss(x, draws) != model.loss(x, model.draw_randomness(B, T, 1, generator(5)))
 
 
 def test_draws_pick_distinct_content_frames():
-    draws = make().draw(200, T, generator())
+    draws = make().draw_randomness(200, T, 1, generator())
     assert all(len(set(row)) == 3 for row in draws.content_frames.tolist())
     assert set(draws.content_frames.flatten().tolist()) == set(range(T))
     assert set(draws.skip_frame.tolist()) == set(range(T))
@@ -132,14 +133,14 @@ def test_zero_dynamics_keep_the_state(x):
     model = make(euler_steps=2)
     for p in model.transition.f.parameters():
         p.data.zero_()
-    out = model(x, model.draw(B, T, generator()))
+    out = model(x, model.draw_randomness(B, T, 1, generator()))
     assert (out.y == out.y[:, :1]).all()
-    assert model.loss(x, model.draw(B, T, generator())).residual == 0
+    assert model.loss(x, model.draw_randomness(B, T, 1, generator())).residual == 0
 
 
 def test_residuals_add_up_to_the_states(x):
     model = make(euler_steps=3)
-    out = model(x, model.draw(B, T, generator()))
+    out = model(x, model.draw_randomness(B, T, 1, generator()))
     moved = out.residuals.unflatten(1, (T - 1, 3)).sum(dim=2)
     torch.testing.assert_close(out.y[:, 1:] - out.y[:, :-1], moved)
 
@@ -149,9 +150,9 @@ def test_any_number_of_euler_steps_returns_every_frame(euler_steps, x):
     model = make().eval()
     given = model.condition(x)
     noise = model.draw_noise(B, T + 20, generator())
-    whole = model.predict(given, 20, noise, euler_steps)
+    whole = model.predict(given, 20, noise, euler_steps=euler_steps)
     assert whole.x.shape == (B, 20, 1, 64, 64)
-    between = model.predict(given, 20, noise, euler_steps, every_step=True)
+    between = model.predict(given, 20, noise, euler_steps=euler_steps, every_step=True)
     assert between.x.shape == (B, 20 * euler_steps, 1, 64, 64)
     assert torch.equal(between.y[:, euler_steps - 1 :: euler_steps], whole.y)
 
@@ -175,7 +176,7 @@ def test_states_converge_at_first_order_as_the_step_shrinks():
 
 def test_loss_terms_against_their_definitions(x):
     model = make(euler_steps=2)
-    draws = model.draw(B, T, generator())
+    draws = model.draw_randomness(B, T, 1, generator())
     out, loss = model(x, draws), model.loss(x, draws)
     nll = (((x - out.x) / 0.5) ** 2 / 2 + torch.tensor(0.5).log() + 0.9189385332).sum() / B
     torch.testing.assert_close(loss.nll, nll)
@@ -195,13 +196,13 @@ def test_kl_is_zero_where_posterior_and_prior_agree(x, monkeypatch):
         last.weight.data.zero_()
         last.bias.data.zero_()
         last.bias.data[len(last.bias) // 2 :] = torch.tensor(1.0).expm1().log()  # softplus = 1
-    loss = model.loss(x, model.draw(B, T, generator()))
+    loss = model.loss(x, model.draw_randomness(B, T, 1, generator()))
     assert abs(loss.kl_y) < 1e-5 and abs(loss.kl_z) < 1e-5  # rounding of the standard deviations
 
 
 def test_the_loss_does_not_depend_on_the_batch_it_is_averaged_over(x):
     model = make().eval()  # batch norm in training mode would mix the videos
-    draws = model.draw(B, T, generator())
+    draws = model.draw_randomness(B, T, 1, generator())
     parts = [
         model.loss(
             x[i : i + 1],
@@ -246,14 +247,14 @@ def test_prediction_follows_the_prior_where_no_frame_is_given(x):
     model.prior = lambda y: Normal(torch.full((len(y), 4), 0.3), torch.full((len(y), 4), 1e-12))
     given, noise = model.condition(x), model.draw_noise(B, T + 5, generator())
     predicted = model.predict(given, 5, noise).y
-    z = given.q_z.mean + given.q_z.stddev * noise.z[:, : T - 1]
+    z = given.state.q_z.mean + given.state.q_z.stddev * noise.z[:, : T - 1]
     z = torch.cat([z, torch.full((B, 5, 4), 0.3)], dim=1)
-    y, _ = model.rollout(given.q_y.mean + given.q_y.stddev * noise.y, z, 1)
+    y, _ = model.rollout(given.state.q_y.mean + given.state.q_y.stddev * noise.y, z, 1)
     torch.testing.assert_close(predicted, y[:, T:])
 
 
 def test_too_few_given_frames_are_refused(x):
-    with pytest.raises(ValueError, match="2 frames given; the model needs 3"):
+    with pytest.raises(ValueError, match="2 frames were given, but the model needs 3"):
         make().condition(x[:, :2])
 
 
@@ -263,7 +264,7 @@ def test_building_a_model_depends_on_its_seed_alone():
     a, b = make(), make()
     assert torch.equal(torch.get_rng_state(), before)
     assert all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
-    other = build_model(replace(a.config), 1, seed=9)
+    other = build_model(replace(a.config), VideoShape(1), seed=9)
     assert not torch.equal(other.q_z.weight, a.q_z.weight)
 
 
@@ -275,7 +276,7 @@ ABLATIONS = [("mlp", 4), ("gru", 4), ("residual", 0), ("mlp", 0)]
 @pytest.mark.parametrize(("transition", "nz"), ABLATIONS)
 def test_ablations_train_and_predict(transition, nz, x):
     model = make(transition=transition, nz=nz)
-    loss = model.loss(x, model.draw(B, T, generator()))
+    loss = model.loss(x, model.draw_randomness(B, T, 1, generator()))
     loss.total.backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
     prediction = model.predict(model.condition(x), 3, model.draw_noise(B, T + 3, generator()))
@@ -285,13 +286,15 @@ def test_ablations_train_and_predict(transition, nz, x):
 @pytest.mark.parametrize("transition", ["mlp", "gru"])
 def test_mlp_and_gru_have_no_residual_and_no_step_size(transition, x):
     model = make(transition=transition)
-    draws = model.draw(B, T, generator())
+    draws = model.draw_randomness(B, T, 1, generator())
     assert model(x, draws).residuals.numel() == 0
     assert model.loss(x, draws).residual == 0
     noise = model.draw_noise(B, T + 3, generator())
-    with pytest.raises(ValueError, match="2 Euler steps asked for"):
+    with pytest.raises(ValueError, match="options.euler_steps is not a known key"):
         model.predict(model.condition(x), 3, noise, euler_steps=2)
-    with pytest.raises(ConfigError, match=f"euler_steps is 2, but a {transition} transition"):
+    with pytest.raises(
+        ConfigError, match=f"euler_steps is 2; expected 1 for the transition {transition}"
+    ):
         make(transition=transition, euler_steps=2)
 
 
@@ -301,7 +304,7 @@ def test_without_z_all_samples_are_equal_and_its_kl_is_zero(x):
     samples = model.predict(given, 5, model.draw_noise(B * 3, T + 5, generator())).x
     for other in (1, 2):  # 1e-6: rows of a batch may round differently
         torch.testing.assert_close(samples[0], samples[other], atol=1e-6, rtol=0)
-    assert model.loss(x, model.draw(B, T, generator())).kl_z == 0
+    assert model.loss(x, model.draw_randomness(B, T, 1, generator())).kl_z == 0
 
 
 def test_gru_keeps_the_state_where_its_update_gate_is_shut():

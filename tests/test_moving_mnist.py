@@ -7,23 +7,29 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 
+from srvp.data.config import DataConfig
 from srvp.data.sets import mnist, moving_mnist
 from srvp.data.sets.moving_mnist import LIMIT, MAX_SPEED, MovingMNIST
 
 MNIST = ROOT / "data" / "mnist"
 
 
+def make_test_set(name: str, videos: int, frames: int, **changes) -> moving_mnist.TestSet:
+    return moving_mnist.test_set(MNIST, DataConfig(name, 1, videos, frames, **changes))
+
+
 @pytest.mark.parametrize(
-    ("deterministic", "frames", "sha256"),
+    ("name", "frames", "sha256"),
     [
-        (False, 25, "8783c4a2df402a3ab7e01f9f8bd633131562dfe93a33f02d88d64e1481e2bf00"),
-        (True, 100, "ca3b0a61364894a9b832c4094ce969e59550df5596ba90662e16ba9ed405f132"),
+        ("smmnist", 25, "8783c4a2df402a3ab7e01f9f8bd633131562dfe93a33f02d88d64e1481e2bf00"),
+        ("dmmnist", 100, "ca3b0a61364894a9b832c4094ce969e59550df5596ba90662e16ba9ed405f132"),
     ],
 )
-def test_published_test_sets_bit_for_bit(deterministic, frames, sha256):
+def test_test_sets_are_those_of_the_paper_bit_for_bit(name, frames, sha256):
     """The hashes are of the authors' sets, whose arrays are time first."""
-    test = moving_mnist.test_set(MNIST, frames=frames, deterministic=deterministic)
+    test = make_test_set(name, 5000, frames)
     assert test.sequences.shape == (5000, frames, 64, 64)
     digest = hashlib.sha256()
     for t in range(frames):
@@ -33,17 +39,17 @@ def test_published_test_sets_bit_for_bit(deterministic, frames, sha256):
 
 @pytest.fixture(scope="module")
 def some():
-    return moving_mnist.test_set(MNIST, frames=40, deterministic=False, seed=7, videos=300)
+    return make_test_set("smmnist", 300, 40, seed=7)
 
 
 def test_fewer_videos_are_the_first_of_more(some):
-    fewer = moving_mnist.test_set(MNIST, frames=40, deterministic=False, seed=7, videos=3)
+    fewer = make_test_set("smmnist", 3, 40, seed=7)
     assert np.array_equal(fewer.sequences, some.sequences[:3])
     assert np.array_equal(fewer.labels, some.labels[:3])
 
 
 def test_another_seed_gives_other_videos(some):
-    other = moving_mnist.test_set(MNIST, frames=40, deterministic=False, seed=8, videos=3)
+    other = make_test_set("smmnist", 3, 40, seed=8)
     assert not np.array_equal(other.sequences, some.sequences[:3])
 
 
@@ -69,25 +75,27 @@ def test_frames_show_the_digits_at_the_positions(some):
 
 
 def test_deterministic_digits_keep_the_size_of_their_speed():
-    test = moving_mnist.test_set(MNIST, frames=60, deterministic=True, videos=50)
+    test = make_test_set("dmmnist", 50, 60)
     sizes = abs(test.speeds)
     assert (sizes == sizes[:, :1]).all()
 
 
 def test_deterministic_videos_repeat_themselves_after_72_frames():
-    """Whole pixels a frame, there and back over LIMIT = 36 pixels: all periods divide 72."""
-    test = moving_mnist.test_set(MNIST, frames=100, deterministic=True, videos=100)
+    """Whole pixels per frame, there and back over LIMIT = 36 pixels: all periods divide 72."""
+    test = make_test_set("dmmnist", 100, 100)
     assert (test.speeds == test.speeds.round()).all()
     assert np.array_equal(test.sequences[:, 72:], test.sequences[:, :28])
 
 
-@pytest.mark.parametrize("videos", [0, 5001])
-def test_an_impossible_number_of_test_videos_is_refused(videos):
-    with pytest.raises(ValueError, match=f"videos is {videos}: .* 1 to 5000"):
-        moving_mnist.test_set(MNIST, frames=2, deterministic=False, videos=videos)
+def test_more_videos_than_the_digits_make_are_refused():
+    with pytest.raises(ValueError, match=r"data\.test_videos is 5001: .* 1 to 5000"):
+        make_test_set("smmnist", 5001, 2)
 
 
 # Training batches, against the generator of the test set as the reference.
+
+
+NAMES = {flag: name for name, flag in moving_mnist.DETERMINISTIC.items()}
 
 
 def sampled_paths(deterministic: bool, videos: int, frames: int) -> np.ndarray:
@@ -103,9 +111,7 @@ def test_training_paths_are_distributed_as_the_reference(deterministic):
     The bound on a distribution function is the two-sample Kolmogorov-Smirnov one at 1e-6 for about
     5,000 independent digits on either side.
     """
-    reference = moving_mnist.test_set(
-        MNIST, frames=30, deterministic=deterministic, videos=2500
-    ).positions
+    reference = make_test_set(NAMES[deterministic], 2500, 30).positions
     ours = sampled_paths(deterministic, 2500, 30)
     bound = 2.7 * np.sqrt(2 / 5000)
 
@@ -138,9 +144,7 @@ def test_bounces_and_overlaps_are_distributed_as_the_reference(deterministic):
 
     Bounds as above, for the fewer digits that are at a wall of a given side: 200 or more.
     """
-    reference = moving_mnist.test_set(
-        MNIST, frames=30, deterministic=deterministic, videos=2500
-    ).positions
+    reference = make_test_set(NAMES[deterministic], 2500, 30).positions
     ours = sampled_paths(deterministic, 2500, 30)
     for axis in (0, 1):
         for wall in (0, LIMIT):
@@ -181,7 +185,7 @@ def test_training_batches_show_the_digits_at_the_positions():
     """Against the reference renderer, exactly: sums of whole numbers, saturated at 255."""
     digits, _ = mnist.load(MNIST, "test")
     source = MovingMNIST(torch.from_numpy(digits[:1].copy()), deterministic=False)
-    batch = source.draw(4, 6, torch.Generator().manual_seed(3))
+    batch = source.draw(4, 6, torch.Generator().manual_seed(3)).frames
     positions = source.draw_positions(4, 6, torch.Generator().manual_seed(3)).numpy()
     shapes = np.repeat(digits[:1], 8, axis=0).reshape(4, 2, 28, 28)
     expected = moving_mnist._render(shapes, positions)
@@ -189,17 +193,73 @@ def test_training_batches_show_the_digits_at_the_positions():
     assert np.array_equal((255 * batch[:, :, 0]).round().byte().numpy(), expected)
 
 
-def test_batches_depend_on_their_number_alone_and_differ():
+def test_batches_depend_only_on_their_number_and_differ():
     """Also across the border of the batches whose paths are drawn together."""
     digits, _ = mnist.load(MNIST, "test")
     source = MovingMNIST(torch.from_numpy(digits.copy()), deterministic=False)
     border = moving_mnist.steps_at_once(torch.device("cpu"))[0]
-    drawn = list(islice(source.batches(2, 3, seed=5), border - 2, border + 2))
-    again = list(islice(source.batches(2, 3, seed=5, first=border - 2), 4))
+
+    def batches(seed: int, first: int, end: int) -> list[torch.Tensor]:
+        return [clips.frames for clips in islice(source.batches(2, 3, seed, first), end - first)]
+
+    drawn = batches(5, 0, border + 2)[border - 2 :]
+    again = batches(5, border - 2, border + 2)
     assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
     assert drawn[0].shape == (2, 3, 1, 64, 64)
-    others = [*drawn[1:], next(source.batches(2, 3, seed=6, first=border - 2))]
+    others = [*drawn[1:], *batches(6, border - 2, border - 1)]
     assert not any(torch.equal(drawn[0], other) for other in others)
+
+
+# Frames of another size
+
+
+@pytest.mark.parametrize("size", [16, 32, 128])
+def test_test_sets_of_another_size_show_the_same_scenes(some, size):
+    other = make_test_set("smmnist", 20, 40, seed=7, size=size)
+    assert other.sequences.shape == (20, 40, size, size)
+    check_same_scenes(other.sequences, some.sequences[:20], other.positions, some.positions[:20])
+    assert np.array_equal(other.speeds, some.speeds[:20])
+    assert np.array_equal(other.labels, some.labels[:20])
+    limit = other.positions.max()
+    assert limit == LIMIT * size // 64 and other.positions.min() == 0
+
+
+@pytest.mark.parametrize("size", [16, 32, 128])
+def test_training_batches_of_another_size_show_the_same_scenes(size):
+    digits, _ = mnist.load(MNIST, "test")
+    frames, positions = {}, {}
+    for side in (64, size):
+        scaled = torch.from_numpy(moving_mnist.resized(digits[:50].copy(), side))
+        source = MovingMNIST(scaled, deterministic=False)
+        frames[side] = source.draw(10, 8, torch.Generator().manual_seed(3)).frames
+        positions[side] = source.draw_positions(10, 8, torch.Generator().manual_seed(3)).numpy()
+        assert frames[side].shape == (10, 8, 1, side, side)
+    pixels = {side: (255 * x[:, :, 0]).round().byte().numpy() for side, x in frames.items()}
+    check_same_scenes(pixels[size], pixels[64], positions[size], positions[64])
+
+
+def check_same_scenes(x: np.ndarray, reference: np.ndarray, where: np.ndarray, there: np.ndarray):
+    """Compare videos and positions with those of 64 pixels."""
+    scale = x.shape[-1] / 64
+    # Both are rounded to whole pixels of their own.
+    assert np.abs(where / scale - there).max() <= 0.5 + 0.5 / scale
+    a, b = (
+        video.reshape(*video.shape[:2], 8, video.shape[-1] // 8, 8, -1).mean((3, 5))
+        for video in (x, reference)
+    )
+    # 0.95 at 16 pixels, which round positions most; 0.1 to the scenes of other videos.
+    assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.9
+    # Digits are as large and as thick. Lanczos overshoots below black, which is cut off.
+    assert abs(a.mean() / b.mean() - 1) < 0.15
+
+
+def test_digits_are_scaled_as_pillow_does():
+    digits, _ = mnist.load(MNIST, "test")
+    assert moving_mnist.resized(digits, 64) is digits
+    scaled = moving_mnist.resized(digits[:3], 128)
+    assert scaled.shape == (3, 56, 56) and scaled.dtype == np.uint8
+    expected = Image.fromarray(digits[2]).resize((56, 56), Image.Resampling.LANCZOS)
+    assert np.array_equal(scaled[2], expected)
 
 
 # Raw files.

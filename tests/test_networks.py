@@ -3,20 +3,24 @@ import torch
 from torch import nn
 
 from srvp.models import networks
+from srvp.models.interface import VideoShape
 
-SKIP_SIZES = {"dcgan": [4, 8, 16, 32], "vgg": [8, 16, 32, 64]}
+SMALLEST = {"dcgan": 4, "vgg": 8}  # pixels of the deepest map
 
 
 @pytest.mark.parametrize("architecture", ["dcgan", "vgg"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("skip", [False, True])
-def test_encoder_and_decoder_fit_each_other(architecture, channels, skip):
-    encoder = networks.ENCODERS[architecture](channels, 4, 10)
-    decoder = networks.DECODERS[architecture](channels, 4, 7, skip)
-    x = torch.rand(3, channels, 64, 64)
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_encoder_and_decoder_fit_each_other(architecture, channels, skip, size):
+    shape = VideoShape(channels, size)
+    encoder = networks.ENCODERS[architecture](shape, 4, 10)
+    decoder = networks.DECODERS[architecture](shape, 4, 7, skip)
+    x = torch.rand(3, channels, size, size)
     h, maps = encoder(x)
     assert h.shape == (3, 10) and h.abs().max() <= 1
-    assert [m.shape[-1] for m in maps] == SKIP_SIZES[architecture]
+    sizes = [SMALLEST[architecture] * 2**level for level in range(len(maps))]
+    assert [m.shape[-1] for m in maps] == sizes and 4 * sizes[-1] in (2 * size, 4 * size)
     out = decoder(torch.randn(3, 7), maps if skip else None)
     assert out.shape == x.shape and out.min() >= 0 and out.max() <= 1
 
@@ -26,8 +30,8 @@ def test_encoder_and_decoder_fit_each_other(architecture, channels, skip):
 def test_skip_maps_that_frames_share_count_for_each(architecture, bias):
     """As if they were repeated, but for the order of sums: 1e-5 in frames, 1e-4 in the gradient."""
     torch.manual_seed(0)
-    encoder = networks.ENCODERS[architecture](1, 4, 10, bias)
-    decoder = networks.DECODERS[architecture](1, 4, 7, True, bias)
+    encoder = networks.ENCODERS[architecture](VideoShape(1), 4, 10, bias)
+    decoder = networks.DECODERS[architecture](VideoShape(1), 4, 7, True, bias)
     networks.init_convolutions(decoder)
     for parameter in decoder.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
@@ -45,7 +49,7 @@ def test_skip_maps_that_frames_share_count_for_each(architecture, bias):
 
 @pytest.mark.parametrize("architecture", ["dcgan", "vgg"])
 def test_convolutions_have_no_bias_and_only_the_first_of_dcgan_has_no_batch_norm(architecture):
-    encoder = networks.ENCODERS[architecture](1, 4, 10)
+    encoder = networks.ENCODERS[architecture](VideoShape(1), 4, 10)
     convolutions = [m for m in encoder.modules() if isinstance(m, nn.Conv2d)]
     norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     assert all(c.bias is None for c in convolutions)
@@ -59,7 +63,7 @@ def test_layers_of_a_perceptron_are_linear_maps():
 
 def test_initialisation_is_that_of_the_authors():
     torch.manual_seed(0)
-    encoder = networks.dcgan_encoder(1, 16, 32)
+    encoder = networks.dcgan_encoder(VideoShape(1), 16, 32)
     networks.init_convolutions(encoder)
     weights = encoder.stages[2][0].weight
     assert weights.mean().abs() < 1e-3 and abs(weights.std() - 0.02) < 1e-3  # 32,768 draws
@@ -67,3 +71,9 @@ def test_initialisation_is_that_of_the_authors():
     networks.init_orthogonal(f, 1.2)
     torch.testing.assert_close(f[0].weight.T @ f[0].weight, 1.2**2 * torch.eye(6))
     assert not f[0].bias.any()
+
+
+def test_stages_of_128_pixels_are_those_of_the_public_code_of_svg():
+    """Their encoders have nf, 2nf, 4nf, 8nf and 8nf channels (edenton/svg, models/*_128.py)."""
+    assert networks.stage_widths(64, 64) == [64, 128, 256, 512]
+    assert networks.stage_widths(128, 64) == [64, 128, 256, 512, 512]

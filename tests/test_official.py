@@ -15,7 +15,8 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 from srvp.models import official
-from srvp.models.srvp import SRVP, Draws, Noise
+from srvp.models.interface import VideoShape
+from srvp.models.srvp import SRVP, Noise, Randomness
 
 REFERENCE = ROOT / "tests" / "reference"
 CASES = json.loads((REFERENCE / "cases.json").read_text())
@@ -40,8 +41,8 @@ class Case:
         prefix += "/"
         return {k[len(prefix) :]: v for k, v in self.tensors.items() if k.startswith(prefix)}
 
-    def training_draws(self) -> Draws:
-        return Draws(
+    def training_draws(self) -> Randomness:
+        return Randomness(
             noise=Noise(self.noise.y, self.noise.z[:, : self.x.shape[1] - 1]),
             content_frames=self.tensors["input/w_frames"],
             skip_frame=self.tensors.get("input/skip_frames"),
@@ -112,14 +113,16 @@ def test_evaluation_pass(case):
 def test_prediction(name, steps):
     case = Case(name)
     expected, given = case.group(steps), case.facts["nt_cond"]
-    euler_steps = case.facts["test_n_euler_steps"] if steps == "predict_test_steps" else None
+    options = {}
+    if steps == "predict_test_steps":
+        options = {"euler_steps": case.facts["test_n_euler_steps"]}
     frames = case.facts["nt_gen"] - given
     with torch.no_grad():
         condition = case.model.condition(case.x[:, :given])
-        out = case.model.predict(condition, frames, case.noise, euler_steps)
+        out = case.model.predict(condition, frames, case.noise, **options)
     close(out.x[..., ::7, ::7], expected["frames"][:, given:], FRAMES)
     close(out.y, expected["y"][:, given:], STATES)
-    close(condition.w, expected["w"], GAUSSIANS)
+    close(condition.state.w, expected["w"], GAUSSIANS)
     if "last_frame" in expected:
         close(out.x[0, -1], expected["last_frame"], FRAMES)
     prior = case.model.prior(expected["y"][:, given - 1 : -1])
@@ -154,6 +157,32 @@ def test_all_that_is_wrong_with_a_checkpoint_is_listed_at_once():
         assert problem in str(error.value)
 
 
+@pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"state_dict": w, "epoch": 3}])
+def test_checkpoints_as_people_have_them_load(wrap):
+    """From DataParallel, with the prefix `module.`, and wrapped with other things."""
+    case = Case("dcgan_grey")
+    weights = wrap({f"module.{name}": value for name, value in case.weights.items()})
+    model = official.load(weights, case.facts["config"])
+    assert all(map(torch.equal, model.state_dict().values(), case.model.state_dict().values()))
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_a_short_line():
+    weights = {f"x{i}": torch.zeros(1) for i in range(500)}
+    with pytest.raises(ValueError, match=r"in \d+ of \d+ entries: .*; \.\.\.$") as error:
+        official.load(weights, CASES["dcgan_grey"]["config"])
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("file", ["model.pt", "config.json"])
+@pytest.mark.parametrize("content", [b"", b"[1, 2", b"PK\x03\x04 cut off"])
+def test_a_damaged_file_is_named(file, content, tmp_path):
+    official.save(Case("dcgan_grey").model, tmp_path)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=file) as error:
+        official.load(tmp_path / "model.pt", tmp_path / "config.json")
+    assert "\n" not in str(error.value)
+
+
 def test_a_pickle_that_holds_more_than_tensors_is_refused(tmp_path):
     torch.save({"q_z.bias": print}, tmp_path / "model.pt")
     with pytest.raises(Exception, match="[Ww]eights"):
@@ -168,24 +197,24 @@ def test_a_configuration_that_lacks_sizes_is_refused():
 
 def test_ablations_have_no_place_in_the_authors_format(tmp_path):
     config = replace(Case("dcgan_grey").model.config, transition="gru")
-    with pytest.raises(ValueError, match="SRVP alone"):
-        official.save(SRVP(config, 1), tmp_path)
+    with pytest.raises(ValueError, match="only SRVP"):
+        official.save(SRVP(config, VideoShape(1)), tmp_path)
 
 
 def test_published_weights_are_fetched_once(tmp_path, monkeypatch):
     case = Case("dcgan_grey")
     official.save(case.model, tmp_path / "mirror" / "kth")
-    monkeypatch.setattr(official, "PUBLISHED_URL", (tmp_path / "mirror").as_uri())
-    first = official.load_published("kth", tmp_path / "cache")
+    monkeypatch.setattr(official, "OFFICIAL_URL", (tmp_path / "mirror").as_uri())
+    first = official.load_official("kth", tmp_path / "cache")
     shutil.rmtree(tmp_path / "mirror")
-    again = official.load_published("kth", tmp_path / "cache")
+    again = official.load_official("kth", tmp_path / "cache")
     for model in (first, again):
         assert all(map(torch.equal, model.state_dict().values(), case.model.state_dict().values()))
 
 
 def test_weights_that_cannot_be_fetched_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(official, "PUBLISHED_URL", (tmp_path / "nowhere").as_uri())
+    monkeypatch.setattr(official, "OFFICIAL_URL", (tmp_path / "nowhere").as_uri())
     with pytest.raises(ConnectionError, match=r"bair/model.pt cannot be fetched .* put it at"):
-        official.load_published("bair", tmp_path)
-    with pytest.raises(ValueError, match=r"'mnist' is not published; expected one of \['bair'"):
-        official.load_published("mnist", tmp_path)
+        official.load_official("bair", tmp_path)
+    with pytest.raises(ValueError, match=r"'mnist' has no official weights; expected one of"):
+        official.load_official("mnist", tmp_path)

@@ -1,8 +1,14 @@
 """The prepared format: reading, sampling and writing it, whole or not at all."""
 
+import itertools
+import json
 import os
 import re
 import resource
+import signal
+import sys
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -10,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from srvp.data import staging
+from srvp.data.config import DataConfig
+from srvp.data.jobs import Job, Video
 from srvp.data.prepared import ClipSampler, PreparedVideos, train_validation_split
-from srvp.data.staging import Fold, Job, Video, prepare, write_prepared
+from srvp.data.staging import Fold, stage, write, write_prepared
 
 LENGTHS = (7, 12, 9, 3)
 
@@ -25,7 +32,6 @@ def make_videos(lengths=LENGTHS, channels=3):
             f"video {number}",
             random.randint(0, 256, (length, channels, 8, 6)).astype(np.uint8),
             {"actions": random.standard_normal((length, 4)).astype(np.float32)},
-            source=f"{number}.mp4",
         )
         for number, length in enumerate(lengths)
     ]
@@ -36,6 +42,11 @@ def prepared(tmp_path) -> PreparedVideos:
     fold = Fold(validation=[2], clips=[(1, 4), (0, 0), (1, 4)], clip_frames=3, frame_step=2)
     write_prepared(tmp_path / "set" / "train", make_videos(), fold, dataset="example")
     return PreparedVideos.open(tmp_path / "set" / "train")
+
+
+def open_with_actions(folder: Path) -> PreparedVideos:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    return PreparedVideos(folder, manifest, with_actions=True)
 
 
 def test_what_was_written_is_read(prepared):
@@ -82,10 +93,49 @@ def test_folder_without_manifest_is_not_a_set(tmp_path):
         PreparedVideos.open(tmp_path)
 
 
-def test_frames_that_do_not_match_the_manifest_are_refused(prepared):
+@pytest.mark.parametrize("name", ["frames.npy", "actions.npy", "manifest.json"])
+@pytest.mark.parametrize("damage", ["empty", "truncated", "garbage", "zeros"])
+def test_damaged_file_is_named(prepared, name, damage):
+    path = prepared.folder / name
+    whole = path.read_bytes()
+    damaged = {"empty": b"", "truncated": whole[: len(whole) // 2], "garbage": b"\x93NUMPY?" * 9}
+    path.write_bytes(damaged.get(damage, bytes(len(whole))))
+    with pytest.raises(ValueError, match=rf"{name} is damaged .*run the prepare stage") as error:
+        PreparedVideos.open(prepared.folder).array("actions")
+    assert "\n" not in str(error.value)
+
+
+def test_arrays_of_other_length_and_manifests_of_other_content_are_damaged(prepared):
     np.save(prepared.folder / "frames.npy", np.zeros((2, 3, 8, 6), np.uint8))
-    with pytest.raises(ValueError, match="run the prepare stage again"):
+    with pytest.raises(ValueError, match=r"frames\.npy is damaged \(2 rows for 31 frames\)"):
         PreparedVideos.open(prepared.folder)
+    (prepared.folder / "manifest.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+        PreparedVideos.open(prepared.folder)
+
+
+def test_actions_are_those_of_the_frames(prepared):
+    opened = open_with_actions(prepared.folder)
+    written = [video.extras["actions"] for video in make_videos()]
+    one, other = opened.batch_actions([1, 0], [8, 0], frames=4)
+    assert np.array_equal(one, written[1][8:12]) and np.array_equal(other, written[0][:4])
+    # Of frames two apart, both actions between them; after the last frame of a video, its last.
+    skipped = opened.batch_actions([1, 0], [6, 2], frames=3, step=2)
+    assert np.array_equal(skipped[0], written[1][6:12].reshape(3, 8))
+    assert np.array_equal(skipped[1], written[0][[2, 3, 4, 5, 6, 6]].reshape(3, 8))
+    assert np.array_equal(opened.test_actions([1])[0], written[0][:6].reshape(3, 8))
+    assert prepared.batch_actions([1], [8], frames=4) is None
+
+
+def test_sampler_gives_frames_and_actions_of_one_clip(prepared):
+    opened = open_with_actions(prepared.folder)
+    clips = ClipSampler(opened, np.array([1])).draw(5, 4, torch.Generator().manual_seed(0))
+    video = make_videos()[1]
+    for frames, actions in zip(*clips, strict=True):
+        (start,) = (
+            s for s in range(9) if np.array_equal(video.frames[s], (255 * frames[0]).round())
+        )
+        assert np.array_equal(actions, video.extras["actions"][start : start + 4])
 
 
 # Sampling
@@ -94,7 +144,7 @@ def test_frames_that_do_not_match_the_manifest_are_refused(prepared):
 def test_sampler_draws_videos_then_starts_uniformly(prepared):
     # Videos 0, 1 and 2 hold 3, 8 and 5 clips of 5 frames; video 3 is too short.
     sampler = ClipSampler(prepared, np.arange(4))
-    clips = sampler.draw(6000, 5, torch.Generator().manual_seed(0))
+    clips = sampler.draw(6000, 5, torch.Generator().manual_seed(0)).frames
     assert clips.shape == (6000, 5, 3, 8, 6)
     assert clips.dtype == torch.float32
     drawn = (clips[:, 0] * 255).round().byte().numpy()
@@ -111,20 +161,20 @@ def test_sampler_draws_videos_then_starts_uniformly(prepared):
 
 def test_sampler_repeats_with_its_generator_and_keeps_to_its_subset(prepared):
     sampler = ClipSampler(prepared, prepared.validation, step=2)
-    first = sampler.draw(4, 3, torch.Generator().manual_seed(5))
-    again = sampler.draw(4, 3, torch.Generator().manual_seed(5))
+    first = sampler.draw(4, 3, torch.Generator().manual_seed(5)).frames
+    again = sampler.draw(4, 3, torch.Generator().manual_seed(5)).frames
     assert torch.equal(first, again)
     windows = [prepared.clip(2, start, 3, 2) / np.float32(255) for start in range(5)]
     assert all(any(np.array_equal(clip, window) for window in windows) for clip in first.numpy())
 
 
-def test_batches_depend_on_their_number_alone_and_differ(prepared):
+def test_batches_depend_only_on_their_number_and_differ(prepared):
     sampler = ClipSampler(prepared, np.arange(4))
-    drawn = list(islice(sampler.batches(3, 4, seed=7), 6))
-    again = list(islice(sampler.batches(3, 4, seed=7, first=2), 4))
+    drawn = [clips.frames for clips in islice(sampler.batches(3, 4, seed=7), 6)]
+    again = [clips.frames for clips in islice(sampler.batches(3, 4, seed=7, first=2), 4)]
     assert all(torch.equal(a, b) for a, b in zip(drawn[2:], again, strict=True))
     assert drawn[0].shape == (3, 4, 3, 8, 6) and drawn[0].dtype == torch.float32
-    others = [*drawn[1:], next(sampler.batches(3, 4, seed=8))]
+    others = [*drawn[1:], next(sampler.batches(3, 4, seed=8)).frames]
     assert not any(torch.equal(drawn[0], other) for other in others)
     with pytest.raises(ValueError, match=r"none of the 4 videos .* has 13 frames"):
         next(sampler.batches(1, 13, seed=0))
@@ -136,10 +186,10 @@ def test_sampler_says_when_every_video_is_too_short(prepared):
 
 
 @pytest.mark.parametrize("n", [1, 20, 479, 1000])
-def test_split_is_the_published_one(n):
+def test_split_is_the_official_one(n):
     ids = list(range(n))
     np.random.RandomState(42).shuffle(ids)
-    train, validation = train_validation_split(n)
+    train, validation = train_validation_split(n, 42)
     assert train.tolist() == sorted(ids[: int(0.95 * n)])
     assert validation.tolist() == sorted(ids[int(0.95 * n) :])
 
@@ -167,120 +217,197 @@ def test_resident_memory_does_not_grow_towards_the_size_of_the_set(tmp_path):
 # Writing
 
 
-def make_jobs(log: list[int], bad: int | None = None) -> list[Job]:
-    """A job per video, which logs that it ran; the job `bad` fails after a few frames."""
+def make_raw(folder: Path, mark: str = "") -> list[Path]:
+    """Write a raw file per video, of content that depends on `mark`."""
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{number}.mp4" for number in range(len(LENGTHS))]
+    for path in paths:
+        path.write_text(path.name + mark)
+    return paths
+
+
+def make_jobs(paths: list[Path], log: list[int], bad: int | None = None) -> list[Job]:
+    """A job per video, which logs that it ran; the job `bad` fails after a few frames.
+
+    The last is of the test fold. The first letter of a raw file is the value of all pixels.
+    """
 
     def read(number: int):
         log.append(number)
         video = make_videos()[number]
-        if number == bad:
-            video = Video(video.name, damaged(video.frames, f"{number}.mp4"))
-        yield video
+        frames = video.frames ^ paths[number].read_bytes()[-1]
+        yield Video(video.name, damaged(frames, number) if number == bad else frames, video.extras)
 
-    def damaged(frames, name):
+    def damaged(frames, number):
         yield from frames[:2]
-        raise ValueError(f"{name} is damaged")
+        raise ValueError(f"{number}.mp4 is damaged")
 
-    names = [f"{number}.mp4" for number in range(len(LENGTHS))]
     return [
-        Job("train", name, name, 1, lambda number=number: read(number))
-        for number, name in enumerate(names)
+        Job("test" if number == 3 else "train", path.name, path.name, [path], partial(read, number))
+        for number, path in enumerate(paths)
     ]
 
 
-def run(out: Path, jobs: list[Job], **changes) -> None:
-    manifest = {"dataset": "example", "settings": {"size": (8, 6)}, "raw": {"0.mp4": 1}, **changes}
-    prepare(
-        out, jobs, lambda *_: Fold(), manifest=manifest, folds=["train"], workers=1, progress=False
-    )
+CONFIG = DataConfig("videos", channels=3, test_videos=1, test_frames=3)
+
+
+def run(out: Path, jobs: list[Job], config: DataConfig = CONFIG) -> None:
+    files = [file for job in jobs for file in job.files]
+    train, test = stage(files[0].parent, out, config, jobs, files)
+    write(config, (train, Fold([1])), (test, Fold([], [(0, 0)], config.test_frames)))
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
-def test_bad_source_keeps_what_is_finished(tmp_path):
+@pytest.fixture
+def raw(tmp_path) -> list[Path]:
+    return make_raw(tmp_path / "raw")
+
+
+@pytest.fixture
+def fresh(raw, tmp_path) -> dict[str, bytes]:
+    """The content of a set that was written without a disturbance."""
+    run(tmp_path / "fresh", make_jobs(raw, []))
+    return content(tmp_path / "fresh")
+
+
+def test_bad_source_keeps_what_is_finished(raw, fresh, tmp_path):
     log: list[int] = []
     with pytest.raises(ValueError, match=r"1\.mp4 is damaged"):
-        run(tmp_path / "out", make_jobs(log, bad=1))
+        run(tmp_path / "out", make_jobs(raw, log, bad=1))
     assert not (tmp_path / "out" / "train").exists()
     finished = set(log) - {1}
     log.clear()
-    run(tmp_path / "out", make_jobs(log))
+    run(tmp_path / "out", make_jobs(raw, log))
     assert set(log) == set(range(len(LENGTHS))) - finished
-    run(tmp_path / "fresh", make_jobs([]))
-    assert content(tmp_path / "out" / "train") == content(tmp_path / "fresh" / "train")
-    assert not (tmp_path / "out" / ".staging").exists()
+    assert content(tmp_path / "out") == fresh
 
 
-def test_set_that_is_up_to_date_is_left_alone_and_another_replaced(tmp_path):
+def test_set_that_is_up_to_date_is_left_alone_and_another_replaced(raw, tmp_path):
     log: list[int] = []
-    run(tmp_path, make_jobs(log))
-    run(tmp_path, make_jobs(log))
+    out = tmp_path / "out"
+    run(out, make_jobs(raw, log))
+    before = [(out / fold / "manifest.json").stat().st_mtime_ns for fold in ("train", "test")]
+    run(out, make_jobs(raw, log))
     assert len(log) == len(LENGTHS)
-    opened = PreparedVideos.open(tmp_path / "train")
-    run(tmp_path, make_jobs(log)[:2], raw={"0.mp4": 2})
-    assert len(PreparedVideos.open(tmp_path / "train")) == 2
-    assert np.array_equal(opened.clip(2, 0, 9), make_videos()[2].frames)  # still mapped
+    assert before == [(out / f / "manifest.json").stat().st_mtime_ns for f in ("train", "test")]
+    opened = PreparedVideos.open(out / "train")
+    run(out, make_jobs(raw, log)[1:])
+    assert len(PreparedVideos.open(out / "train")) == 2
+    assert np.array_equal(opened.clip(2, 0, 9), make_videos()[2].frames ^ ord("4"))  # still mapped
 
 
-def test_run_killed_while_a_fold_is_put_together_goes_on(tmp_path, monkeypatch):
-    copy = staging.shutil.copyfileobj
-    copied = []
-
-    def copy_then_die(source, target, size):
-        if len(copied) == 2:
-            raise KeyboardInterrupt
-        copied.append(copy(source, target, size))
-
-    monkeypatch.setattr(staging.shutil, "copyfileobj", copy_then_die)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "out", make_jobs([]))
-    monkeypatch.undo()
-    log: list[int] = []
-    run(tmp_path / "out", make_jobs(log))
-    assert log == []
-    run(tmp_path / "fresh", make_jobs([]))
-    assert content(tmp_path / "out" / "train") == content(tmp_path / "fresh" / "train")
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 
 
-def test_full_disk_names_the_file_and_the_next_run_completes(tmp_path):
+def run_and_die(moment: int, *args) -> bool:
+    """Run in a process that is killed before change number `moment` of a file; tell if it was."""
+    seen = itertools.count()
+
+    def kill(event: str, args: tuple) -> None:
+        opens = event == "open" and str(args[1]) != "r"
+        if (event in CHANGES or opens) and next(seen) == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        sys.addaudithook(kill)
+        run(*args)
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("stale", ["raw files", "test clips"])
+def test_run_killed_at_any_moment_is_completed_by_the_next(raw, fresh, tmp_path, stale):
+    """Where a set of other raw files is to be replaced, and where only other clips are listed."""
+    jobs, config = make_jobs(raw, []), CONFIG
+    if stale == "raw files":
+        jobs = make_jobs(make_raw(tmp_path / "other", "?"), [])
+    else:
+        config = replace(CONFIG, test_frames=2)
+    for moment in itertools.count():
+        out = tmp_path / f"{moment}" / "out"
+        run(out, jobs, config)
+        killed = run_and_die(moment, out, make_jobs(raw, []))
+        run(out, make_jobs(raw, []))
+        assert content(out) == fresh, moment
+        if not killed:
+            break
+    assert moment > (40 if stale == "raw files" else 2)
+
+
+def test_raw_files_that_change_after_a_kill_are_read_again(raw, fresh, tmp_path):
+    """Also where parts had been moved into the arrays already."""
+    other = make_raw(tmp_path / "other", "?")
+    for moment in range(1, 60, 4):
+        out = tmp_path / str(moment) / "out"
+        assert run_and_die(moment, out, make_jobs([raw[0], *other[1:]], []))
+        run(out, make_jobs(raw, []))
+        assert content(out) == fresh, moment
+
+
+def test_full_disk_names_the_file_and_the_next_run_completes(raw, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))  # of 144 bytes a frame
     try:
         with pytest.raises(OSError, match=r"no room to write .*\.staging.*finished is kept"):
-            run(tmp_path, make_jobs([]))
+            run(tmp_path / "out", make_jobs(raw, []))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     log: list[int] = []
-    run(tmp_path, make_jobs(log))
+    run(tmp_path / "out", make_jobs(raw, log))
     assert 0 < len(log) < len(LENGTHS)
-    assert len(PreparedVideos.open(tmp_path / "train")) == len(LENGTHS)
+    assert len(PreparedVideos.open(tmp_path / "out" / "train")) == len(LENGTHS) - 1
 
 
-def test_other_settings_do_not_reuse_what_is_finished(tmp_path):
+def test_other_settings_do_not_reuse_what_is_finished(raw, tmp_path):
     with pytest.raises(ValueError, match="damaged"):
-        run(tmp_path, make_jobs([], bad=3))
+        run(tmp_path / "out", make_jobs(raw, [], bad=3))
     log: list[int] = []
-    run(tmp_path, make_jobs(log), settings={"size": (4, 4)})
+    run(tmp_path / "out", make_jobs(raw, log), replace(CONFIG, size=32))
     assert log == list(range(len(LENGTHS)))
 
 
-def test_folder_that_is_no_prepared_set_is_never_replaced(tmp_path):
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "holiday.mp4").write_bytes(b"precious")
+def test_folder_that_is_no_prepared_set_is_never_replaced(raw, tmp_path):
+    (tmp_path / "out" / "train").mkdir(parents=True)
+    precious = tmp_path / "out" / "train" / "holiday.mp4"
+    precious.write_bytes(b"precious")
     with pytest.raises(FileExistsError, match="is not a prepared set"):
-        run(tmp_path, make_jobs([]))
+        run(tmp_path / "out", make_jobs(raw, []))
     with pytest.raises(FileExistsError, match="is not a prepared set"):
-        write_prepared(tmp_path / "train", make_videos(), Fold())
-    assert (tmp_path / "train" / "holiday.mp4").read_bytes() == b"precious"
+        write_prepared(tmp_path / "out" / "train", make_videos(), Fold())
+    assert precious.read_bytes() == b"precious"
 
 
-def test_videos_of_two_sizes_and_videos_without_frames_are_refused(tmp_path):
-    wide = Video("wide", np.zeros((2, 3, 8, 9), np.uint8), source="wide.mp4")
-    with pytest.raises(ValueError, match=r"wide\.mp4: frames of"):
+def test_videos_that_cannot_be_stored_together_are_refused(tmp_path):
+    wide = Video("wide", np.zeros((2, 3, 8, 9), np.uint8))
+    with pytest.raises(ValueError, match=r"wide: frames of .*: all must have one size"):
         write_prepared(tmp_path / "train", [make_videos()[0], wide], Fold())
-    empty = Video("empty", np.zeros((0, 3, 8, 6), np.uint8), source="empty.mp4")
-    with pytest.raises(ValueError, match=r"empty\.mp4 holds no frame"):
+    empty = Video("empty", np.zeros((0, 3, 8, 6), np.uint8))
+    with pytest.raises(ValueError, match=r"empty holds no frame"):
         write_prepared(tmp_path / "train", [empty], Fold())
+    short = Video("short", np.zeros((2, 3, 8, 6), np.uint8), {"actions": np.zeros((1, 4))})
+    with pytest.raises(ValueError, match=r"short: .*each array needs a row per frame"):
+        write_prepared(tmp_path / "train", [short], Fold())
     assert os.listdir(tmp_path) == []
+
+
+def test_parts_whose_arrays_differ_are_refused(raw, tmp_path):
+    jobs = make_jobs(raw, [])
+    bare = Video("bare", np.zeros((2, 3, 8, 6), np.uint8))
+    jobs[0] = replace(jobs[0], read=lambda: [bare])
+    with pytest.raises(ValueError, match=r"video 1 has arrays .*actions.*; others have"):
+        run(tmp_path / "out", jobs)
+
+
+def test_two_sources_of_one_name_are_refused(raw, tmp_path):
+    jobs = make_jobs(raw, [])
+    with pytest.raises(ValueError, match=r"0\.mp4 and 0\.mp4 are both 0\.mp4: remove one"):
+        run(tmp_path / "out", [replace(jobs[0]), *jobs])

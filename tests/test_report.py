@@ -1,4 +1,6 @@
-from dataclasses import replace
+"""The tables of results: ours, those of papers, and our models side by side."""
+
+import json
 
 import numpy as np
 import pandas as pd
@@ -6,47 +8,53 @@ import pytest
 from conftest import ROOT
 from safetensors.numpy import save_file
 
-from srvp.evaluation.results import Scores, digest, write_scores
-from srvp.metrics.perceptual import FVD
+from srvp.data.sets import SETS
 from srvp.report import figures
+from srvp.report.comparison import best_futures, frame_counts, joint_curves, same_clips
+from srvp.report.numbers import number
 from srvp.report.table import (
-    DATASETS,
-    best_futures,
     experiments_to_report,
-    joint_curves,
     markdown,
-    published_rows,
-    report,
-    same_clips,
-    write_report,
+    paper_rows,
+    results_table,
+    write_table,
 )
 
-PUBLISHED = ROOT / "reports" / "paper_results.csv"
+PAPER = ROOT / "reports" / "paper_results.csv"
+FIRST = {"psnr": 14.0, "psnr_ci95": 2.7719, "ssim": 0.5, "ssim_ci95": 0.0}
+SECOND = FIRST | {"psnr": 15.0, "fvd": 305.0, "fvd_ci95": 63.53, "fvd_videos": 2, "fvd_frames": 25}
+BLACK = {"psnr": 10.0, "psnr_ci95": 0.5, "ssim": 0.6, "ssim_ci95": 0.0}
+
+
+def write_results(folder, samples, dataset="smmnist", seed=1, **summaries):
+    """Write what an evaluation leaves behind."""
+    protocol = {
+        "protocol": f"the best of {samples} samples",
+        "source": {"file": "model.safetensors", "sha256": samples * "0123456789"},
+        "srvp": "0.1.0",
+        "data": {"dataset": dataset, "test_videos": 2, "test_frames": 25, "seed": seed},
+        "evaluation": {"conditioning_frames": 5, "samples": samples},
+    }
+    summaries = {name.replace("_", " "): values for name, values in summaries.items()}
+    rows = [(p, m, values[m]) for p, values in summaries.items() for m in ("psnr", "ssim")]
+    curves = pd.DataFrame(rows, columns=["predictor", "metric", "mean"])
+    curves = curves.merge(pd.DataFrame({"frame": [6, 7], "ci95": 0.5}), how="cross")
+    folder.mkdir(parents=True)
+    (folder / "protocol.json").write_text(json.dumps(protocol))
+    (folder / "metrics.json").write_text(json.dumps(summaries))
+    curves.to_csv(folder / "curves.csv", index=False)
 
 
 @pytest.fixture
-def runs(tiny, tmp_path):
+def runs(tmp_path):
     """Results of two experiments on the same clips, the second with FVD and more samples."""
-    values = {"psnr": np.array([[10.0, 12.0], [11.0, 16.0]]), "ssim": np.full((2, 2), 0.5)}
-    curves = {metric: v[:, :1].repeat(20, 1) for metric, v in values.items()}
-    black = {metric: v[:, :1] for metric, v in values.items()}
-    for name, fvd in (("first", ()), ("second", (FVD(300.0, 2, 25), FVD(310.0, 2, 25)))):
-        experiment = replace(
-            tiny,
-            name=name,
-            data=replace(tiny.data, test_videos=2),
-            evaluation=replace(tiny.evaluation, samples=2 + len(fvd)),
-        )
-        source = tmp_path / name / "model.safetensors"
-        source.parent.mkdir()
-        source.write_text(name)
-        scores = {name: Scores(values, curves, fvd), "black frame": Scores(black, curves)}
-        write_scores(scores, experiment, source, source.parent)
+    write_results(tmp_path / "first", samples=2, first=FIRST, black_frame=BLACK)
+    write_results(tmp_path / "second", samples=4, second=SECOND, black_frame=BLACK)
     return tmp_path
 
 
 def test_our_rows_tell_their_numbers_protocol_and_run(runs):
-    table = report([runs / "first", runs / "second"], PUBLISHED)
+    table = results_table([runs / "first", runs / "second"], PAPER)
     ours = table[table["folder"] != ""].set_index("model")
     assert list(ours.index) == ["first", "second", "black frame"]  # the same black frame, once
     assert ours.loc["first", "psnr"] == 14.0 and np.isnan(ours.loc["first", "fvd"])
@@ -55,46 +63,71 @@ def test_our_rows_tell_their_numbers_protocol_and_run(runs):
     assert ours.loc["black frame", "setting"] == "5->25, 1 sample, 2 videos"
     assert ours.loc["second", "folder"] == str(runs / "second")
     assert ours.loc["second", "videos"] == 2
-    assert digest(runs / "second" / "model.safetensors")[:8] in ours.loc["second", "source"]
-    assert "best of 4 samples" in ours.loc["second", "note"]
+    assert ours.loc["second", "source"] == "srvp 0.1.0, model.safetensors 01234567"
+    assert ours.loc["second", "note"] == "the best of 4 samples"
 
 
-def test_published_rows_are_those_of_the_same_data_set_and_frames(runs):
+def test_rows_of_papers_are_those_of_the_same_data_set_and_frames(runs):
     """Two of the talk's numbers, and one that another paper prints with its interval."""
-    table = report([runs / "first"], PUBLISHED)
-    published = table[table["folder"] == ""].set_index("model")
+    table = results_table([runs / "first"], PAPER)
+    papers = table[table["folder"] == ""].set_index("model")
     assert set(table["dataset"]) == {"SM-MNIST"}
-    assert published.loc["SRVP", ["psnr", "psnr_ci95", "ssim"]].tolist() == [16.93, 0.07, 0.7799]
-    assert published.loc["SVG", "source"].startswith("SLAMP paper")
-    assert published.loc["SRVP-GRU", "source"].startswith("SRVP presentation slides")
-    assert published.index.is_unique
-    assert not any("->30" in setting for setting in published["setting"])
-    assert published[["lpips", "fvd"]].isna().all(axis=None)
+    assert papers.loc["SRVP", ["psnr", "psnr_ci95", "ssim"]].tolist() == [16.93, 0.07, 0.7799]
+    assert papers.loc["SVG", "source"].startswith("SLAMP paper")
+    assert papers.loc["SRVP-GRU", "source"].startswith("SRVP presentation slides")
+    assert papers.index.is_unique
+    assert not any("->30" in setting for setting in papers["setting"])
+    assert papers[["lpips", "fvd"]].isna().all(axis=None)
+
+
+def test_data_sets_stay_together_each_with_its_papers(runs):
+    """In the order in which our results name them; a data set that no paper knows has only ours."""
+    write_results(runs / "own", samples=2, dataset="videos", own=FIRST)
+    table = results_table([runs / "own", runs / "first"], PAPER)
+    assert list(table["dataset"].unique()) == ["own videos", "SM-MNIST"]
+    ours = table[table["folder"] != ""]
+    assert ours.index.tolist() == [0, 1, 2]
+    assert table.loc[0, "model"] == "own"
 
 
 def test_experiments_on_the_same_clips_are_compared(runs):
-    assert same_clips(runs, ["first", "second"]) == {"smmnist": ["first", "second"]}
-    assert same_clips(runs, ["first"]) == {}
+    """The largest group of a data set counts: `third` has other clips."""
+    write_results(runs / "third", samples=2, seed=2, third=FIRST)
+    assert same_clips(runs, ["third", "first", "second"]) == {"smmnist": ["first", "second"]}
+    assert same_clips(runs, ["first", "third"]) == {}
+    assert frame_counts(runs, "first") == (5, 25)
     curves = joint_curves(runs, ["first", "second"])
     assert list(curves["predictor"].unique()) == ["first", "second", "black frame"]
     assert not curves.duplicated(["predictor", "metric", "frame"]).any()
+    assert len(curves) == 3 * 2 * 2
 
 
-def test_best_futures_stand_below_the_truth(runs):
-    truth = np.zeros((2, 5, 1, 64, 64), np.uint8)
+def test_best_futures_follow_the_truth(runs):
+    truth = np.arange(10, dtype=np.uint8).reshape(2, 5, 1, 1, 1).repeat(64, -1).repeat(64, -2)
     for level, name in enumerate(["first", "second"], start=1):
-        best = np.full((2, 3, 1, 64, 64), level, np.uint8)
+        best = np.full((2, 3, 1, 64, 64), 100 * level, np.uint8)
         save_file({"truth": truth, "psnr.best": best}, runs / name / "examples.safetensors")
     rows = best_futures(runs, ["first", "second"], 1, "psnr")
     means = {label: video.mean(axis=(1, 2, 3)).tolist() for label, video in rows.items()}
-    assert means == {"truth": [0] * 5, "first": [0, 0, 1, 1, 1], "second": [0, 0, 2, 2, 2]}
+    assert means == {
+        "truth": [5, 6, 7, 8, 9],
+        "first": [5, 6, 100, 100, 100],
+        "second": [5, 6, 200, 200, 200],
+    }
+
+
+def test_numbers_have_the_decimals_of_their_metric():
+    row = {"psnr": 14.0, "psnr_ci95": 2.7719, "ssim": 0.5, "ssim_ci95": np.nan}
+    row |= {"fvd": np.nan, "fvd_ci95": np.nan}
+    assert [number(row, m) for m in ("psnr", "ssim", "fvd")] == ["14.00 ± 2.77", "0.5000", ""]
 
 
 def test_markdown_leaves_missing_numbers_out(runs):
-    table = report([runs / "first", runs / "second"], PUBLISHED)
+    table = results_table([runs / "first", runs / "second"], PAPER)
     lines = {line.split(" | ")[1]: line.split(" | ") for line in markdown(table).splitlines()}
+    assert lines["model"][3:7] == ["PSNR (dB) ↑", "SSIM ↑", "LPIPS ↓", "FVD ↓"]
     assert lines["**first**"][3:7] == ["14.00 ± 2.77", "0.5000 ± 0.0000", "", ""]
-    assert lines["**second**"][6] == "305 ± 64"  # t = 12.706 for two repetitions
+    assert lines["**second**"][6] == "305 ± 64"
     assert lines["SRVP"][2:7] == [
         "5 → 25 (20 predicted), best of 100",
         "16.93 ± 0.07",
@@ -106,50 +139,59 @@ def test_markdown_leaves_missing_numbers_out(runs):
     assert len({len(line) for line in lines.values()}) == 1
 
 
-def test_every_published_number_names_its_source():
-    numbers = pd.read_csv(PUBLISHED)
+def test_every_number_of_a_paper_names_its_source():
+    numbers = pd.read_csv(PAPER)
     told = numbers[["source", "table", "dataset", "model", "setting", "metric"]]
     assert told.notna().all(axis=None)
     assert np.isfinite(numbers["value"]).all()
-    assert set(DATASETS.values()) - {"own videos"} <= set(numbers["dataset"])
 
 
-def test_every_data_set_finds_its_published_rows(runs):
-    """The paper's frames, as in params.yaml, select the paper's rows."""
-    ours = report([runs / "first"], PUBLISHED).iloc[:1]
+def test_the_paper_of_srvp_is_found_for_its_data_sets(runs):
+    """Its frames, as in params.yaml, select its rows."""
+    ours = results_table([runs / "first"], PAPER).iloc[:1]
     for dataset, frames, psnr in [
-        ("DM-MNIST", "5->100", 18.25),
-        ("KTH", "10->40", 29.69),
-        ("Human3.6M", "8->53", 25.30),
-        ("BAIR", "2->30", 19.59),
+        ("dmmnist", "5->100", 18.25),
+        ("kth", "10->40", 29.69),
+        ("human36m", "8->53", 25.30),
+        ("bair", "2->30", 19.59),
     ]:
-        rows = published_rows(PUBLISHED, ours.assign(dataset=dataset, frames=frames))
+        rows = paper_rows(PAPER, ours.assign(dataset=SETS[dataset].title, frames=frames))
         assert rows.set_index("model").loc["SRVP", "psnr"] == psnr
 
 
 def test_files_are_the_same_bytes_every_time(runs):
     figures.use_style()
-    table = report([runs / name for name in experiments_to_report_of(runs)], PUBLISHED)
+    (runs / "params.yaml").write_text("run: [first, second]\nexperiments: {}\n")
+    names = experiments_to_report(runs / "params.yaml")
+    assert names == ["first", "second"]
+    table = results_table([runs / name for name in names], PAPER)
     contents = []
     for folder in (runs / "a", runs / "b"):
-        write_report(table, folder)
-        figures.save(figures.report_table(table), folder, "table")
+        write_table(table, folder)
+        figures.save(figures.results_table(table), folder, "table")
         contents.append({p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()})
     assert contents[0] == contents[1]
     assert set(contents[0]) == {"table.md", "table.csv", "table.png", "table.pdf"}
+    pd.testing.assert_frame_equal(
+        pd.read_csv(runs / "a" / "table.csv")[["model", "psnr", "fvd"]],
+        table[["model", "psnr", "fvd"]],
+    )
 
 
-def experiments_to_report_of(folder):
-    (folder / "params.yaml").write_text("run: [first]\npublished: {second: model}\n")
-    return experiments_to_report(folder / "params.yaml")
-
-
-def test_the_figure_tells_on_how_many_videos_ours_were_scored(runs):
-    figure = figures.report_table(report([runs / "first"], PUBLISHED))
-    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels[:2] == ["first, 2 videos", "black frame, 2 videos"] and "SRVP" in labels
+def test_the_figure_has_every_row_with_its_interval(runs):
+    table = results_table([runs / "first"], PAPER)
+    figure = figures.results_table(table)
+    psnr, ssim = figure.axes
+    labels = [label.get_text() for label in psnr.get_yticklabels()]
+    assert labels[:2] == ["first, 2 videos", "black frame, 2 videos"]
+    assert labels[2:] == list(table["model"][2:])
+    assert psnr.get_title(loc="left") == "SM-MNIST"
+    assert psnr.collections[0].get_segments()[0][:, 0] == pytest.approx([14 - 2.7719, 14 + 2.7719])
+    assert [text.get_text() for text in ssim.texts][:2] == ["0.5000", "0.6000"]
+    colors = [line.get_color() for line in psnr.lines]
+    assert len({*colors[:2]}) == len({*colors[2:]}) == 1 and colors[0] != colors[2]
 
 
 def test_an_experiment_without_results_is_named(runs):
     with pytest.raises(FileNotFoundError, match=r"third/protocol.json is missing: run 03_evaluate"):
-        report([runs / "first", runs / "third"], PUBLISHED)
+        results_table([runs / "first", runs / "third"], PAPER)

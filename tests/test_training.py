@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,17 +14,16 @@ import pytest
 import torch
 from conftest import ROOT
 
-from srvp.metrics.frames import psnr
-from srvp.models.fast import winograd as convolutions
-from srvp.training import loop as training
-from srvp.training.loop import (
-    learning_rate,
-    load_model,
-    pick_device,
-    save_model,
-    train,
-    validation_psnr,
-)
+from srvp.devices import pick_device
+from srvp.experiment import to_entry
+from srvp.metrics.psnr import psnr
+from srvp.models.fast import winograd
+from srvp.models.interface import Clips
+from srvp.store import build_model, load_model, save_model
+from srvp.training import run as runs
+from srvp.training.loop import obstacle_to_resuming, read_checkpoint, train
+from srvp.training.run import Run, rate_factor
+from srvp.training.validation import validation_psnr
 
 
 def with_training(experiment, **changes):
@@ -31,11 +31,11 @@ def with_training(experiment, **changes):
 
 
 def test_the_learning_rate_is_constant_then_falls_linearly_to_zero(tiny):
-    config = replace(tiny.training, lr=1.0, constant_steps=3, decay_steps=4)
-    rates = [learning_rate(config, step) for step in range(1, 8)]
+    config = replace(tiny.training, constant_steps=3, decay_steps=4)
+    rates = [rate_factor(config, step) for step in range(1, 8)]
     assert rates == [1, 1, 1, 0.75, 0.5, 0.25, 0]
     warm = replace(config, warmup_steps=2)
-    assert [learning_rate(warm, step) for step in range(1, 8)] == [0.5, *rates[1:]]
+    assert [rate_factor(warm, step) for step in range(1, 8)] == [0.5, *rates[1:]]
 
 
 def test_training_lowers_the_loss_and_writes_a_model_that_loads(tiny, blobs, tmp_path):
@@ -45,7 +45,8 @@ def test_training_lowers_the_loss_and_writes_a_model_that_loads(tiny, blobs, tmp
     nll = [row["nll"] for row in rows if "nll" in row]
     assert nll[-1] < 0.8 * nll[0]
     assert [row["step"] for row in rows if "validation_psnr" in row] == [10, 20, 30, 40]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "training.csv"]
+    written = sorted(p.name for p in tmp_path.iterdir())
+    assert written == ["checkpoint.pt", "model.safetensors", "training.csv"]
     curves = pd.read_csv(tmp_path / "training.csv")
     assert curves["nll"].dropna().tolist() == pytest.approx(nll, rel=1e-5)  # six digits
     loaded, saved = load_model(tmp_path / "model.safetensors")
@@ -98,42 +99,96 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights_bit_for_bit(tmp_path):
     assert not (tmp_path / "killed" / "model.safetensors").exists()
     resumed = start(tmp_path / "killed")
     resumed_output, _ = resumed.communicate()
-    assert resumed_output == output  # the curves, from their first row on
+    said, rows = resumed_output.split("\n", 1)
+    assert "training resumes there" in said
+    assert rows == output  # the curves, from their first row on
     expected = (tmp_path / "whole" / "model.safetensors").read_bytes()
     assert (tmp_path / "killed" / "model.safetensors").read_bytes() == expected
 
 
-def test_a_checkpoint_of_other_settings_is_not_continued(tiny, blobs, tmp_path):
-    run = training.Run(tiny, torch.device("cpu"))
-    run.update(blobs.train.draw(2, 8, run.generator))
-    run.save(tmp_path / "checkpoint.pt")
-    assert training.Run(tiny, torch.device("cpu")).resume(tmp_path / "checkpoint.pt")
-    other = training.Run(with_training(tiny, lr=0.5), torch.device("cpu"))
-    assert not other.resume(tmp_path / "checkpoint.pt")
-    assert other.step == 0
+def entry_of(run) -> dict:
+    return json.loads(json.dumps(to_entry(run.experiment)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "obstacle"),
+    [
+        ({}, None),
+        ({"minutes": 3.0, "checkpoint_interval": 9, "device": "cpu"}, None),
+        ({"constant_steps": 11, "decay_steps": 9}, None),  # step 5 is in the constant part of both
+        ({"constant_steps": 4}, "other learning rates"),
+        ({"lr": 0.5}, "training.lr is 0.002, now 0.5"),
+        ({"batch_size": 8}, "training.batch_size is 4, now 8"),
+        ({"constant_steps": 3, "decay_steps": 0}, "other learning rates|only 3 steps"),
+    ],
+)
+def test_a_run_is_resumed_only_if_its_steps_would_be_the_same(tiny, changes, obstacle):
+    run = Run(tiny, torch.device("cpu"))
+    found = obstacle_to_resuming(entry_of(run), 5, with_training(tiny, **changes))
+    assert found is None if obstacle is None else re.search(obstacle, found)
+
+
+def test_a_run_of_other_settings_begins_anew_and_keeps_the_old_files(tiny, blobs, tmp_path, capsys):
+    """The old model is there until the new one is whole; what differs is said."""
+    old = train(with_training(tiny, minutes=0.0), blobs, tmp_path)
+    capsys.readouterr()
+
+    class Broken:
+        def batches(self, *args, **kwargs):
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        train(with_training(tiny, lr=0.001), blobs._replace(train=Broken()), tmp_path)
+    said = capsys.readouterr().out
+    assert "checkpoint.pt is at step 10, but its training.lr is 0.002, now 0.001" in said
+    assert (tmp_path / "checkpoint.replaced.pt").is_file()
+    same_weights(load_model(tmp_path / "model.safetensors")[0], old)
+    train(with_training(tiny, lr=0.001), blobs, tmp_path)
+    assert not (tmp_path / "checkpoint.replaced.pt").exists()
+
+
+def test_a_finished_run_is_continued_by_more_steps_bit_for_bit(tiny, blobs, tmp_path, capsys):
+    """As one run of all steps, if the schedule is constant; the same settings begin anew."""
+    short = with_training(tiny, constant_steps=6, decay_steps=0)
+    long = with_training(tiny, constant_steps=12, decay_steps=0)
+    whole = train(long, blobs, tmp_path / "whole")
+    train(short, blobs, tmp_path / "short")
+    capsys.readouterr()
+    same_weights(train(long, blobs, tmp_path / "short"), whole)
+    assert "is at step 6: training resumes there" in capsys.readouterr().out
+    same_weights(train(long, blobs, tmp_path / "short"), whole)
+    assert "but the run is finished: training begins at step 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
+def test_a_damaged_checkpoint_is_named(content, tiny, blobs, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"checkpoint.pt is damaged .*: remove it to begin"):
+        train(tiny, blobs, tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(tiny, blobs, tmp_path):
     class Poisoned:
         def batches(self, *args, **kwargs):
-            for number, x in enumerate(blobs.train.batches(*args, **kwargs)):
-                yield x * (float("nan") if number == 7 else 1)
+            for number, clips in enumerate(blobs.train.batches(*args, **kwargs)):
+                yield Clips(clips.frames * (float("nan") if number == 7 else 1))
 
-    with pytest.raises(FloatingPointError, match="loss is nan at step 8: lower training.lr"):
+    with pytest.raises(FloatingPointError, match=r"loss \(total\) is nan at step 8"):
         train(tiny, blobs._replace(train=Poisoned()), tmp_path)
-    run = training.Run(tiny, torch.device("cpu"))
-    assert run.resume(tmp_path / "checkpoint.pt") and run.step == 5
+    run = Run(tiny, torch.device("cpu"))
+    run.restore(read_checkpoint(tmp_path / "checkpoint.pt", run.device))
+    assert run.step == 5
 
 
 def test_the_best_validated_weights_are_kept_if_asked_for(tiny, blobs, tmp_path, monkeypatch):
     scores = iter([10.0, 12.0, 11.0, 9.0])
-    monkeypatch.setattr(training, "validation_psnr", lambda *args: next(scores))
+    monkeypatch.setattr(runs, "validation_psnr", lambda *args: next(scores))
     experiment = with_training(
         tiny, constant_steps=20, decay_steps=0, validation_interval=5, select_best=True
     )
     best = train(experiment, blobs, tmp_path / "best")
     shorter = with_training(experiment, constant_steps=10, select_best=False)
-    monkeypatch.setattr(training, "validation_psnr", lambda *args: 0.0)
+    monkeypatch.setattr(runs, "validation_psnr", lambda *args: 0.0)
     same_weights(best, train(shorter, blobs, tmp_path / "shorter"))
 
 
@@ -142,7 +197,7 @@ def test_a_run_bounded_by_minutes_writes_its_model_and_goes_on(tiny, blobs, tmp_
     whole = train(tiny, blobs, tmp_path / "whole")
     capsys.readouterr()
     train(with_training(tiny, minutes=0.0), blobs, tmp_path / "bounded")
-    message = "training.minutes (0) are over at step 10 of 20: train again to go on from there"
+    message = "training.minutes (0) are over at step 10 of 20: the next training resumes there"
     assert message in capsys.readouterr().out
     so_far, _ = load_model(tmp_path / "bounded" / "model.safetensors")
     assert not torch.equal(so_far.q_z.weight, whole.q_z.weight)
@@ -150,13 +205,12 @@ def test_a_run_bounded_by_minutes_writes_its_model_and_goes_on(tiny, blobs, tmp_
     rows = []
     same_weights(train(tiny, blobs, tmp_path / "bounded", rows.append), whole)
     assert [row["step"] for row in rows if "nll" in row] == list(range(1, 21))
-    assert not (tmp_path / "bounded" / "checkpoint.pt").exists()
 
 
 def test_training_starts_from_given_weights(tiny, blobs, tmp_path):
     path = tmp_path / "first" / "model.safetensors"
     first = train(with_training(tiny, seed=3), blobs, path.parent)
-    run = training.Run(with_training(tiny, init_from=str(path)), torch.device("cpu"))
+    run = Run(with_training(tiny, init_from=str(path)), torch.device("cpu"))
     same_weights(run.model, first)
     assert run.step == 0
 
@@ -164,12 +218,12 @@ def test_training_starts_from_given_weights(tiny, blobs, tmp_path):
 def test_weights_of_another_model_are_refused_in_one_line(tiny, tmp_path):
     other = replace(tiny, model=replace(tiny.model, nh_res=8))
     path = tmp_path / "model.safetensors"
-    save_model(training.build_model(other.model, 1, seed=0), other, path)
+    save_model(build_model(other.model, other.shape, seed=0), other, path)
     wanted = with_training(tiny, init_from=str(path))
     with pytest.raises(
         ValueError, match=r"init_from: .*p_z.0.bias \(8,\), this model \(32,\)"
     ) as e:
-        training.Run(wanted, torch.device("cpu"))
+        Run(wanted, torch.device("cpu"))
     assert "\n" not in str(e.value)
 
 
@@ -179,7 +233,7 @@ def test_the_moving_average_is_the_model_and_resumes_exactly(tiny, blobs, tmp_pa
     lerp_(x, w) rounds once more than the recursion: 1e-6.
     """
     experiment = with_training(tiny, ema=0.5)
-    run = training.Run(experiment, torch.device("cpu"))
+    run = Run(experiment, torch.device("cpu"))
     expected = {k: v.clone() for k, v in run.model.state_dict().items()}
     run.model.train()
     for step in range(1, 9):
@@ -208,11 +262,11 @@ def test_compiled_steps_are_the_plain_ones_and_resume(tiny, blobs, tmp_path):
     """
     experiment = with_training(tiny, compile=True, frames=6, lr=3e-4)
     device = torch.device("cpu")
-    whole, resumed = training.Run(experiment, device), training.Run(experiment, device)
-    plain = training.Run(with_training(experiment, compile=False), device)
+    whole, resumed = Run(experiment, device), Run(experiment, device)
+    plain = Run(with_training(experiment, compile=False), device)
     for run, first in ((plain, 0), (whole, 0), (resumed, 2)):
         if first:
-            assert run.resume(tmp_path / "checkpoint.pt")
+            run.restore(read_checkpoint(tmp_path / "checkpoint.pt", device))
         run.model.train()
         for step in range(first, 4):
             if run is whole and step == 2:
@@ -224,12 +278,12 @@ def test_compiled_steps_are_the_plain_ones_and_resume(tiny, blobs, tmp_path):
 
 
 def test_compile_auto_is_for_a_gpu(tiny):
-    run = training.Run(with_training(tiny, compile="auto"), torch.device("cpu"))
-    assert run.loss == run.model.loss and run.gradients == run._gradients
+    run = Run(with_training(tiny, compile="auto"), torch.device("cpu"))
+    assert run.loss == run.model.loss and run.captured is None
 
 
 def test_validation_leaves_training_as_it_was(tiny, blobs):
-    run = training.Run(tiny, torch.device("cpu"))
+    run = Run(tiny, torch.device("cpu"))
     before = run.generator.get_state()
     first, second = run.validate(blobs.validation), run.validate(blobs.validation)
     assert first == second
@@ -242,7 +296,7 @@ def test_videos_validated_together_score_as_each_alone(tiny, blobs):
     """Five videos, four at a time and one by one, with the same draws; float32: 1e-4 dB."""
     experiment = with_training(tiny, validation_videos=5, validation_samples=3)
     device = torch.device("cpu")
-    run = training.Run(experiment, device)
+    run = Run(experiment, device)
     together = validation_psnr(run.model, blobs.validation, experiment, device, at_once=4)
     generator = torch.Generator().manual_seed(experiment.training.seed)
     frames, best = experiment.training.validation_frames, []
@@ -250,7 +304,7 @@ def test_videos_validated_together_score_as_each_alone(tiny, blobs):
     for count in (4, 1):
         videos = blobs.validation.draw(count, frames, generator)
         noise = run.model.draw_noise(3 * count, frames, generator)
-        for i, x in enumerate(videos.split(1)):
+        for i, x in enumerate(videos.frames.split(1)):
             own = type(noise)(*(part[3 * i : 3 * i + 3] for part in noise))
             futures = run.model.predict(run.model.condition(x[:, :5]), frames - 5, own).x
             best.append(psnr(futures, x[:, 5:]).mean(dim=1).max().item())
@@ -260,14 +314,14 @@ def test_videos_validated_together_score_as_each_alone(tiny, blobs):
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="a machine without accelerator")
 def test_a_device_that_is_not_there_is_refused_rather_than_replaced():
     assert pick_device("auto") == torch.device("cpu")
-    with pytest.raises(ValueError, match="training.device is 'cuda', but only the CPU is"):
+    with pytest.raises(ValueError, match="the device is 'cuda', but only the CPU is"):
         pick_device("cuda")
 
 
 def test_bfloat16_changes_the_loss_by_little(tiny, blobs):
     losses = []
     for precision in ("float32", "bfloat16"):
-        run = training.Run(with_training(tiny, precision=precision), torch.device("cpu"))
+        run = Run(with_training(tiny, precision=precision), torch.device("cpu"))
         run.update(blobs.train.draw(4, 12, torch.Generator().manual_seed(0)))
         losses.append(run.sums["nll"])
     # bfloat16 has 8 bits of precision: 0.4 % a product, far less in a sum of 49,152 pixels.
@@ -285,17 +339,19 @@ def test_the_fast_path_learns_as_plain_float32_does(monkeypatch, tiny, blobs):
     steps, means = 200, {}
     for fast in (False, True):
         precision = "bfloat16" if fast else "float32"
-        run = training.Run(with_training(tiny, precision=precision), torch.device("cpu"))
+        run = Run(with_training(tiny, precision=precision), torch.device("cpu"))
         if fast:
-            monkeypatch.setattr(convolutions, "NARROW", 4)
-            monkeypatch.setattr(convolutions, "FEW", 1)
-            monkeypatch.setattr(convolutions, "PRECISIONS", (torch.float32, torch.bfloat16))
+            monkeypatch.setattr(winograd, "NARROW", 4)
+            monkeypatch.setattr(winograd, "FEW", 1)
+            monkeypatch.setattr(winograd, "PRECISIONS", (torch.float32, torch.bfloat16))
         else:
             run.model.to(memory_format=torch.contiguous_format)
-            run.optimizer = torch.optim.Adam(run.model.parameters(), fused=False, foreach=False)
+            plain = torch.optim.Adam(run.model.parameters(), fused=False, foreach=False)
+            run.optimizers = {"model": plain}
         run.model.train()
         while run.step < steps:
-            run.config = replace(run.config, constant_steps=steps, lr=3e-4)
+            run.config = replace(run.config, constant_steps=steps)
+            run.optimizers["model"].defaults["lr"] = 3e-4
             run.update(blobs.train.draw(2, 8, run.generator))
             if run.step == steps - 50:
                 run.close_row()
@@ -313,7 +369,7 @@ def test_loading_says_what_is_wrong_with_a_file(tmp_path, tiny):
 
 
 def test_a_model_file_tells_its_experiment_without_this_program(tiny, tmp_path):
-    model = training.build_model(tiny.model, tiny.data.channels, seed=0)
+    model = build_model(tiny.model, tiny.shape, seed=0)
     save_model(model, tiny, tmp_path / "model.safetensors")
     content = (tmp_path / "model.safetensors").read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

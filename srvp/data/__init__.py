@@ -66,12 +66,11 @@ def open_training(config: DataConfig, folder: Path, device: torch.device) -> Tra
 
     Raises:
         FileNotFoundError: there is no prepared set.
-        ValueError: it is damaged, or its frames or actions are not those that `config` asks for.
+        ValueError: it is damaged, or was prepared with other settings.
     """
     if SETS[config.dataset].drawn:
         return TrainingVideos(*_import_file(config).open_training(config, folder, device))
-    videos = PreparedVideos.open(Path(folder) / "train", with_actions=config.actions > 0)
-    _check_form(videos, config)
+    videos = PreparedVideos.open(Path(folder) / "train", config)
     folds = (videos.training, videos.validation)
     return TrainingVideos(*(ClipSampler(videos, f, config.frame_step, device) for f in folds))
 
@@ -81,15 +80,13 @@ def open_test(config: DataConfig, folder: Path) -> PreparedVideos:
 
     Raises:
         FileNotFoundError: there is no prepared set.
-        ValueError: it is damaged, has too few clips, or clips of another form than `config` asks
-            for.
+        ValueError: it is damaged, was prepared with other settings, or has too few clips.
     """
-    videos = PreparedVideos.open(Path(folder) / "test", with_actions=config.actions > 0)
-    _check_form(videos, config)
-    _check(videos, "frame_step", videos.frame_step, config.frame_step)
-    _check(videos, "test_frames", videos.clip_frames, config.test_frames)
+    videos = PreparedVideos.open(Path(folder) / "test", config)
+    videos.check_setting("frame_step", videos.frame_step, config.frame_step)
+    videos.check_setting("test_frames", videos.clip_frames, config.test_frames)
     if len(videos.clips) < config.test_videos:
-        _check(videos, "test_videos", len(videos.clips), config.test_videos)
+        videos.check_setting("test_videos", len(videos.clips), config.test_videos)
     videos.clips = videos.clips[: config.test_videos]
     return videos
 
@@ -97,18 +94,3 @@ def open_test(config: DataConfig, folder: Path) -> PreparedVideos:
 def _import_file(config: DataConfig) -> ModuleType:
     """Import the file of a data set: most need PyAV, which a machine that only trains lacks."""
     return importlib.import_module(f"srvp.data.sets.{SETS[config.dataset].module}")
-
-
-def _check_form(videos: PreparedVideos, config: DataConfig) -> None:
-    _check(videos, "channels", videos.channels, config.channels)
-    _check(videos, "size", "x".join(map(str, videos.size)), f"{config.size}x{config.size}")
-    if videos.actions is not None:
-        _check(videos, "actions", videos.actions.shape[1] * config.frame_step, config.actions)
-
-
-def _check(videos: PreparedVideos, key: str, found: object, asked: object) -> None:
-    if found != asked:
-        raise ValueError(
-            f"{videos.folder} was prepared with {key} {found}, but data.{key} asks for {asked}: "
-            "change it, or run the prepare stage again"
-        )

@@ -54,14 +54,9 @@ class DataConfig:
                 f"frame_step is {self.frame_step}, but videos of {row.title} are drawn frame by "
                 "frame: remove it"
             )
-        if self.actions not in (0, row.actions * self.frame_step):
-            stored = f"stores {row.actions} per frame" if row.actions else "has none"
-            skipped = f", times frame_step, {self.frame_step}" if self.frame_step > 1 else ""
+        actions = row.actions * self.frame_step  # of all frames that a step skips
+        if self.actions not in (0, actions):
             raise ConfigError(
-                f"actions is {self.actions}, but {row.title} {stored}: expected 0"
-                + (
-                    f" or {row.actions * self.frame_step} ({row.actions}{skipped})"
-                    if row.actions
-                    else ""
-                )
+                f"actions is {self.actions}, but {row.title} has {row.actions} values per stored "
+                f"frame; expected {f'0 or {actions}' if actions else 0}"
             )

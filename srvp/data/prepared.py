@@ -19,6 +19,7 @@ import json
 import mmap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from itertools import count as count_from
 from pathlib import Path
 
@@ -26,7 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from srvp import devices
+from srvp.data.config import DataConfig
+from srvp.models import interface
 from srvp.models.interface import Clips
 
 
@@ -66,17 +68,22 @@ class PreparedVideos:
         self._offsets = np.cumsum(self.lengths) - self.lengths
 
     @classmethod
-    def open(cls, folder: Path, *, with_actions: bool = False) -> "PreparedVideos":
+    def open(cls, folder: Path, config: DataConfig | None = None) -> "PreparedVideos":
         """Open a fold, such as `prepared/kth/train`.
+
+        Args:
+            folder: of the fold.
+            config: that it must have been prepared with, if given. With `config.actions`, the
+                actions are opened, too.
 
         Raises:
             FileNotFoundError: the folder holds no whole set, or no actions though they are wanted.
-            ValueError: a file is damaged.
+            ValueError: a file is damaged, or the set was prepared with other settings.
         """
         path = Path(folder) / "manifest.json"
         try:
             manifest = json.loads(path.read_text())
-            return cls(path.parent, manifest, with_actions=with_actions)
+            videos = cls(path.parent, manifest, with_actions=bool(config and config.actions))
         except FileNotFoundError:
             if path.exists():
                 raise
@@ -85,6 +92,26 @@ class PreparedVideos:
             ) from None
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise _damaged(path, f"{type(error).__name__}: {error}") from None
+        if config:
+            videos._check_settings(config)
+        return videos
+
+    def _check_settings(self, config: DataConfig) -> None:
+        found = {"channels": self.channels, "size": self.size[0]}
+        found |= self.manifest.get("settings", {})
+        if self.actions is not None:
+            found["actions"] = self.actions.shape[1] * config.frame_step
+        asked = json.loads(json.dumps(asdict(config)))  # tuples become lists, as in the manifest
+        for key, value in found.items():
+            self.check_setting(key, value, asked.get(key))
+
+    def check_setting(self, key: str, found: object, asked: object) -> None:
+        """Raise a `ValueError` if the set has another setting than `data.KEY` asks for."""
+        if found != asked:
+            raise ValueError(
+                f"{self.folder} was prepared with {key} {found}, but data.{key} is {asked}: change "
+                "it, or run the prepare stage again"
+            )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -217,7 +244,7 @@ class ClipSampler:
 
         def read(step: int) -> Clips:
             # On the CPU: to ask a GPU for random numbers would wait for the step before.
-            return self._read(count, frames, devices.generator(seed, step))
+            return self._read(count, frames, interface.generator(seed, step))
 
         with ThreadPoolExecutor(max_workers=1) as reader:
             ahead = reader.submit(read, first)

@@ -1,12 +1,12 @@
 """Futures that another program predicted, scored by the protocol of an experiment.
 
-    python -m srvp.evaluation.predictions other.npz --experiment quick --out runs/other
+    python -m srvp score other.npz --experiment quick --out runs/other
 
-Predictions are of the frames after the given ones alone, for every clip of the prepared test set,
-in its order. They are
+Predictions are the frames after the given ones, for every clip of the prepared test set, in its
+order. They are
 
 - an `.npz` with one array, or an `.npy` (which is not read into memory at once): uint8, or floating
-  point in [0, 1], of shape `(N, S, F, C, H, W)`, or `(N, F, C, H, W)` for one sample a clip;
+  point in [0, 1], of shape `(N, S, F, C, H, W)`, or `(N, F, C, H, W)` for one sample per clip;
 - or a folder of N * S videos, files or folders of numbered images, in the order of the numbers in
   their names, the samples of a clip together: `0000.avi`, ... or `0000/00.avi`, ... Only lossless
   files hold the frames that were predicted.
@@ -14,9 +14,7 @@ in its order. They are
 N clips, S samples, F predicted frames.
 """
 
-import argparse
 import re
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,13 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from srvp.config import Experiment, load_experiment
-from srvp.data import open_test
 from srvp.data.prepared import PreparedVideos
-from srvp.evaluation.protocol import Predictor, evaluate, fingerprint, trivial_predictors
-from srvp.evaluation.results import Scores, digest, metrics_table, write_scores
-from srvp.files import project_root
-from srvp.training.loop import pick_device
+from srvp.devices import pick_device
+from srvp.evaluation.protocol import Predictor, evaluate, trivial_predictors
+from srvp.evaluation.results import Scores, digest, fingerprint, write_scores
+from srvp.experiment import Experiment
+from srvp.models.interface import Clips
 
 if TYPE_CHECKING:  # decoding needs PyAV and Pillow, which scoring arrays can do without
     from srvp.data.sets.videos import RawVideo
@@ -71,7 +68,7 @@ def open_predictions(path: Path, shape: tuple[int, ...]) -> Predictions:
         clips, *video = shape
         raise ValueError(
             f"{path} has shape {array.shape}, expected ({clips} clips, samples, "
-            f"{', '.join(map(str, video))}): all test clips, their predicted frames alone"
+            f"{', '.join(map(str, video))}): all test clips, only their predicted frames"
         )
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise ValueError(f"{path} is {array.dtype}, expected uint8, or float in [0, 1]")
@@ -86,7 +83,7 @@ def _read_array(path: Path) -> np.ndarray:
         with content:
             (name,) = content.files  # one array, or a ValueError
             return content[name]
-    except (OSError, ValueError, BadZipFile) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise ValueError(f"{path} cannot be read ({error}): expected {FORMAT}") from None
 
 
@@ -144,7 +141,7 @@ def evaluate_predictions(
         path: of the predictions.
         experiment: whose protocol to follow; the number of samples is that of the predictions.
         videos: the test set.
-        out: folder for what `write_scores` writes; an evaluation that was killed goes on there.
+        out: folder for what `write_scores` writes; an evaluation that was killed resumes there.
 
     Returns:
         Scores by predictor: `path` without its ending, then the baselines.
@@ -164,35 +161,10 @@ def evaluate_predictions(
 
 
 def _predictor(predictions: Predictions) -> Predictor:
-    def predict(given: Tensor, clips: list[int]) -> Iterator[Tensor]:
+    def predict(given: Clips, chosen: list[int]) -> Iterator[Tensor]:
         for sample in range(predictions.samples):
-            frames = np.stack([predictions.read(clip, sample) for clip in clips])
-            x = torch.from_numpy(frames).to(given.device)
+            frames = np.stack([predictions.read(clip, sample) for clip in chosen])
+            x = torch.from_numpy(frames).to(given.frames.device)
             yield (x / 255 if x.dtype == torch.uint8 else x.float())[:, None]
 
     return predict
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m srvp.evaluation.predictions",
-        description="Score the predictions of another program by the protocol of an experiment.",
-    )
-    parser.add_argument("predictions", type=Path, help=FORMAT)
-    parser.add_argument("--experiment", required=True, help="an entry of params.yaml")
-    parser.add_argument("--prepared", type=Path, help="prepared set; default prepared/EXPERIMENT")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    given = parser.parse_args()
-    try:
-        root = project_root()
-        experiment = load_experiment(root / "params.yaml", given.experiment)
-        prepared = given.prepared or root / "prepared" / given.experiment
-        videos = open_test(experiment.data, prepared)
-        scores = evaluate_predictions(given.predictions, experiment, videos, given.out)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    print(metrics_table(scores).round(4).to_string())
-
-
-if __name__ == "__main__":
-    main()

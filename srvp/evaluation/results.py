@@ -4,24 +4,26 @@ Shapes: N videos, S samples of each, F predicted frames.
 """
 
 import hashlib
+import json
 import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from safetensors.numpy import load_file
 
 from srvp import __version__
-from srvp.config import Experiment, to_entry
-from srvp.files import atomic_write, project_root, sha256, write_json
-from srvp.metrics.perceptual import FVD, JACKKNIFE_GROUPS, weights_provenance
+from srvp.data.prepared import PreparedVideos
+from srvp.experiment import EvaluationConfig, Experiment, to_entry
+from srvp.files import atomic_write, sha256, write_json
+from srvp.metrics.fvd import FVD, FVD_REPEATS, JACKKNIFE_GROUPS, fvd
+from srvp.metrics.table import METRICS, weights_provenance
+from srvp.models.interface import VideoModel
 
-LABELS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "fvd": "FVD"}
-LOWER_IS_BETTER = {"lpips", "fvd"}
-NETWORK_METRICS = {"lpips", "fvd"}  # that need published weights
-FVD_REPEATS = 5  # samples per video, at most, each of which gives one FVD
 STUDENT_T = (12.706, 4.303, 3.182, 2.776)  # 97.5 % quantiles for 1 to 4 degrees of freedom
 
 
@@ -43,15 +45,16 @@ class Scores:
     @property
     def metrics(self) -> list[str]:
         """Return what was measured, in the order of tables."""
-        return [m for m in LABELS if m in self.samples or (m == "fvd" and self.fvd)]
+        per_frame = {name: row.per_frame for name, row in METRICS.items()}
+        return [m for m, of in per_frame.items() if (m in self.samples if of else self.fvd)]
 
     def best(self, metric: str) -> np.ndarray:
         """Return the number of the best sample of each video, `(N,)`."""
-        return _best(self.samples[metric], metric in LOWER_IS_BETTER)
+        return _best(self.samples[metric], METRICS[metric].lower_is_better)
 
     def worst(self, metric: str) -> np.ndarray:
         """Return the number of the worst sample of each video, `(N,)`."""
-        return _best(self.samples[metric], metric not in LOWER_IS_BETTER)
+        return _best(self.samples[metric], not METRICS[metric].lower_is_better)
 
     def of(self, metric: str, chosen: np.ndarray) -> np.ndarray:
         """Return the scores `(N,)` of one sample per video, by number `(N,)`."""
@@ -62,11 +65,11 @@ class Scores:
 
         A single FVD has its interval over videos.
         """
-        if metric == "fvd" and len(self.fvd) == 1:
+        if METRICS[metric].per_frame:
+            return summarise(self.of(metric, self.best(metric)))
+        if len(self.fvd) == 1:
             return Summary(self.fvd[0].value, self.fvd[0].ci95)
-        if metric == "fvd":
-            return summarise_repetitions(np.array([fvd.value for fvd in self.fvd]))
-        return summarise(self.of(metric, self.best(metric)))
+        return summarise_repetitions(np.array([fvd.value for fvd in self.fvd]))
 
 
 def _best(values: np.ndarray, lower: bool) -> np.ndarray:
@@ -74,14 +77,45 @@ def _best(values: np.ndarray, lower: bool) -> np.ndarray:
 
 
 def summarise(values: np.ndarray) -> Summary:
-    """Return the mean of `(N,)` values and the half width of its 95 % interval."""
-    return Summary(float(values.mean()), float(1.96 * values.std() / np.sqrt(len(values))))
+    """Return the mean of `(N,)` values and the half width of its 95 % interval.
+
+    A single value has no interval: NaN.
+    """
+    ci95 = 1.96 * values.std() / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return Summary(float(values.mean()), float(ci95))
 
 
 def summarise_repetitions(values: np.ndarray) -> Summary:
     """Return the mean of 2 to 5 values and the half width of its 95 % interval (Student's t)."""
     error = values.std(ddof=1) / np.sqrt(len(values))
     return Summary(float(values.mean()), float(STUDENT_T[len(values) - 2] * error))
+
+
+def load_scores(
+    files: Sequence[Path], predictors: Sequence[str], config: EvaluationConfig, frames: int
+) -> dict[str, Scores]:
+    """Return the scores of predictors from the files of all batches.
+
+    Args:
+        files: of the batches, in order, as `Scorer.score` returns them.
+        predictors: their names.
+        config: the protocol.
+        frames: of a clip, given and predicted.
+    """
+    joined = [load_file(path) for path in files]
+    arrays = {key: np.concatenate([batch[key] for batch in joined]) for key in joined[0]}
+    of_frames = [metric for metric in config.metrics if METRICS[metric].per_frame]
+    scores = {}
+    for name in predictors:
+        repetitions: tuple = ()
+        if len(of_frames) < len(config.metrics):
+            real, generated = arrays["real"], arrays[f"{name}/embeddings"].swapaxes(0, 1)
+            single = len(generated) == 1
+            repetitions = tuple(fvd(sample, real, frames, interval=single) for sample in generated)
+        samples = {metric: arrays[f"{name}/samples/{metric}"] for metric in of_frames}
+        curves = {metric: arrays[f"{name}/curves/{metric}"] for metric in of_frames}
+        scores[name] = Scores(samples, curves, repetitions)
+    return scores
 
 
 def metrics_table(scores: dict[str, Scores]) -> pd.DataFrame:
@@ -92,36 +126,13 @@ def metrics_table(scores: dict[str, Scores]) -> pd.DataFrame:
     columns = {}
     first = next(iter(scores.values()))
     for metric in first.metrics:
-        label = LABELS[metric]
-        if metric == "fvd":
+        label = METRICS[metric].label
+        if not METRICS[metric].per_frame:
             label += f" ({first.fvd[0].videos} videos of {first.fvd[0].frames} frames)"
         summaries = {name: s.summary(metric) for name, s in scores.items()}
         columns[label] = {name: summary.mean for name, summary in summaries.items()}
         columns[f"± {label}"] = {name: summary.ci95 for name, summary in summaries.items()}
     return pd.DataFrame(columns)
-
-
-def at_step_size(name: str, euler_steps: int) -> str:
-    """Name an experiment's model at another number of Euler steps than its protocol's."""
-    return f"{name}, dt = 1/{euler_steps}"
-
-
-def step_sizes(summaries: dict[str, dict], experiment: Experiment) -> pd.DataFrame:
-    """Return steps, metric, mean and ci95 of the model at every number of Euler steps per frame.
-
-    Args:
-        summaries: content of `metrics.json`.
-        experiment: that it was measured for.
-    """
-    first, *others = experiment.evaluation.euler_steps
-    names = {first: experiment.name} | {n: at_step_size(experiment.name, n) for n in others}
-    rows = [
-        (steps, metric, summaries[name][metric], summaries[name].get(f"{metric}_ci95", np.nan))
-        for steps, name in sorted(names.items())
-        for metric in LABELS
-        if metric in summaries[name]
-    ]
-    return pd.DataFrame(rows, columns=["steps", "metric", "mean", "ci95"])
 
 
 def curves_table(scores: dict[str, Scores], experiment: Experiment) -> pd.DataFrame:
@@ -204,7 +215,7 @@ def protocol(experiment: Experiment, source: Path) -> dict:
         "protocol": describe(experiment),
         "source": {"file": source.name, "sha256": digest(source)},
         "srvp": code_version(),
-        "weights": weights_provenance(weights_folder()) if NETWORK_METRICS & {*metrics} else {},
+        "weights": weights_provenance(metrics),
         "data": entry["data"],
         "evaluation": entry["evaluation"],
     }
@@ -214,13 +225,13 @@ def describe(experiment: Experiment) -> str:
     """Return the protocol in words."""
     config, data = experiment.evaluation, experiment.data
     parts = [f"{config.conditioning_frames} frames given, {experiment.predicted_frames} predicted"]
-    if set(config.metrics) - {"fvd"}:
+    if any(METRICS[metric].per_frame for metric in config.metrics):
         best = f"the best of {config.samples} samples" if config.samples > 1 else "one sample"
         parts.append(
             f"per video and metric {best} by the mean over predicted frames; mean over "
             f"{data.test_videos} videos and 1.96 standard errors"
         )
-    if "fvd" in config.metrics:
+    if not all(METRICS[metric].per_frame for metric in config.metrics):
         repeats = min(config.samples, FVD_REPEATS)
         parts.append(
             f"FVD of one random sample per video, given frames included, 8-bit frames, "
@@ -235,9 +246,26 @@ def describe(experiment: Experiment) -> str:
     return "; ".join(parts) + "."
 
 
-def weights_folder() -> Path:
-    """Return where the weights of LPIPS and FVD are kept, outside version control."""
-    return project_root() / ".cache" / "weights"
+def fingerprint(content: str, config: EvaluationConfig, videos: PreparedVideos) -> str:
+    """Return a name for all that scores depend on: predictions, protocol, test set and code.
+
+    Args:
+        content: what tells the predictions from others, such as `weights_digest`.
+        config: the protocol.
+        videos: the test set.
+    """
+    protocol = {**asdict(config), "batch_size": config.clips_at_once(videos.clip_frames)}
+    del protocol["frames_at_once"]  # of no effect but through the batch size
+    parts = [__version__, content, protocol, len(videos.clips), videos.manifest]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def weights_digest(model: VideoModel) -> str:
+    """Return the SHA-256 of a model's weights."""
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def digest(path: Path) -> str:

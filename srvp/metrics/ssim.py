@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from srvp.metrics.inputs import check_floating, check_frames
 from srvp.metrics.table import Against
 
 WINDOW, SIGMA = 11, 1.5  # pixels, of the Gaussian window
@@ -21,8 +22,10 @@ def ssim(prediction: Tensor, truth: Tensor) -> Tensor:
     no padding: frames of 64x64 pixels give a map of 54x54.
 
     Raises:
-        ValueError: frames are smaller than the window.
+        ValueError: frames are smaller than the window, not floating point, or differ in C, H or W.
     """
+    check_floating(truth, "truth")
+    check_frames(prediction, truth)
     return SSIM(truth)(prediction)
 
 

@@ -56,7 +56,8 @@ METRICS = {
     "ssim": Metric("SSIM", "ssim", lower_is_better=False, decimals=4, size=11),
     "lpips": Metric("LPIPS", "lpips", lower_is_better=True, decimals=4, weights="lpips", size=31),
     "fvd": Metric(
-        *("FVD", "fvd"),
+        "FVD",
+        "fvd",
         lower_is_better=True,
         decimals=0,
         per_frame=False,

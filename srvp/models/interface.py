@@ -13,12 +13,17 @@ Shapes: B clips, T frames, C channels, H = W pixels, A action values; S samples 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from srvp.schema import check_keys, check_value
+
+
+def generator(seed: int, n: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return the n-th random generator of a seed: of a training step, say, or of a test clip."""
+    return torch.Generator(device).manual_seed(seed * 1_000_003 + n)
 
 
 class Clips(NamedTuple):
@@ -56,9 +61,19 @@ class VideoShape(NamedTuple):
 class ModelConfig(ABC):
     """The keys of `model` in `params.yaml`, but for its name. Each model's `Config` extends it."""
 
+    # What figures call the terms of the loss, with units; others are called by their name.
+    terms: ClassVar[Mapping[str, str]] = {}
+
     @abstractmethod
     def build(self, shape: VideoShape) -> "VideoModel":
         """Make the model, its weights drawn from PyTorch's global random state."""
+
+    def check_training(self, frames: int) -> None:  # noqa: B027 (few models need it)
+        """Make sure that the model can learn from sequences of `frames` frames.
+
+        Raises:
+            ConfigError: it cannot.
+        """
 
     @property
     def frames_needed(self) -> int:

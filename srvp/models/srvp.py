@@ -23,7 +23,6 @@ Shapes: B clips, T frames, C channels; x (B, T, C, H, W) in [0, 1]; h (B, T, nhx
 y (B, T, ny); z (B, T - 1, nz), z[:, 0] being the paper's z_2; w (B, nh_inf).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -44,6 +43,12 @@ FRAMES_AT_ONCE = 1024  # decoded together in prediction: their maps take up to 0
 class Config(ModelConfig):
     """Sizes and objective, in the paper's and the authors' symbols."""
 
+    terms = {  # noqa: RUF012 (a constant)
+        "nll": "negative log-likelihood (nats)",
+        "kl_y": "KL of the first state (nats)",
+        "kl_z": "KL of z (nats)",
+        "residual": "norm of the residuals",
+    }
     architecture: Literal["dcgan", "vgg"]
     skip_connections: bool
     ny: Count  # size of the state y
@@ -65,10 +70,8 @@ class Config(ModelConfig):
 
     def __post_init__(self) -> None:
         if self.transition != "residual" and self.euler_steps != 1:
-            raise ConfigError(
-                f"euler_steps is {self.euler_steps}, but a {self.transition} transition "
-                "moves from frame to frame: write 1"
-            )
+            problem = f"is {self.euler_steps}; expected 1 for the transition {self.transition}"
+            raise ConfigError(f"euler_steps {problem}")
 
     def build(self, shape: VideoShape) -> "SRVP":
         return SRVP(self, shape)
@@ -78,10 +81,10 @@ class Config(ModelConfig):
         return self.inference_frames
 
     @property
-    def predict_options(self) -> Mapping[str, Any]:
+    def predict_options(self) -> dict[str, Any]:
         return {"euler_steps": Count, "every_step": bool} if self.transition == "residual" else {}
 
-    def describe_options(self, options: Mapping[str, Any]) -> str:
+    def describe_options(self, options: dict[str, Any]) -> str:
         return f"dt = 1/{options['euler_steps']}" if "euler_steps" in options else ""
 
 
@@ -184,9 +187,9 @@ class SRVP(VideoModel):
         networks.init_convolutions(self.decoder)  # the rest keeps PyTorch's initialisation
 
     def draw_noise(self, count: int, frames: int, generator: torch.Generator) -> Noise:
-        random = {"generator": generator, "device": generator.device}
-        y = torch.randn(count, self.config.ny, **random)
-        return Noise(y, torch.randn(count, frames - 1, self.config.nz, **random))
+        random, c = {"generator": generator, "device": generator.device}, self.config
+        y = torch.randn(count, c.ny, **random)
+        return Noise(y, torch.randn(count, frames - 1, c.nz, **random))
 
     def draw_randomness(
         self, count: int, frames: int, step: int, generator: torch.Generator
@@ -194,8 +197,8 @@ class SRVP(VideoModel):
         random = {"generator": generator, "device": generator.device}
         order = torch.rand(count, frames, **random).argsort(dim=1)
         noise = self.draw_noise(count, frames, generator)
-        skip_frame = torch.randint(frames, (count,), **random)
-        return Randomness(noise, order[:, : self.config.inference_frames], skip_frame)
+        chosen = order[:, : self.config.inference_frames]
+        return Randomness(noise, chosen, torch.randint(frames, (count,), **random))
 
     def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Encode every frame: h `(B, T, nhx)` and maps `(B, T, C', H', W')`, deepest first."""
@@ -305,10 +308,7 @@ class SRVP(VideoModel):
         return Reconstruction(x, y, q_y, q_z, p_z, residuals)
 
     def _loss(self, clips: Clips, randomness: Randomness, objective: str) -> Loss:
-        """The negative ELBO (equation 9): sums over frames, pixels and dimensions per clip.
-
-        The pixels' likelihood keeps its constant, so that the loss can be negative.
-        """
+        """The negative ELBO (equation 9); the pixels' likelihood keeps its constant."""
         c, x = self.config, clips.frames
         out = self(clips, randomness)
         # Scales as tensors of the device: a number would be copied there, which waits for it.
@@ -321,8 +321,7 @@ class SRVP(VideoModel):
         total = nll + c.beta_y * kl_y + c.beta_z * kl_z + c.l2_res * residual
         return Loss(total, nll, kl_y, kl_z, residual)
 
-    def _condition(self, clips: Clips) -> Inference:
-        return self.infer(clips)
+    _condition = infer
 
     def _predict(
         self,

@@ -67,6 +67,7 @@ LSTMState = tuple[Tensor, Tensor]  # hidden and cell, (layers, B, rnn_size)
 class Config(ModelConfig):
     """Sizes and objective, in the authors' symbols."""
 
+    terms = {"mse": "squared error per pixel", "kl": "KL of z (nats)"}  # noqa: RUF012 (a constant)
     prior: Literal["learned", "fixed"]  # SVG-LP or SVG-FP
     architecture: Literal["dcgan", "vgg"]
     z_dim: Count  # size of the stochastic variable z

@@ -1,6 +1,6 @@
 """Animations of predictions: GIF for pages, MP4 for slides.
 
-Frames given to the model have a green border, predicted ones a red one.
+Frames given to the model have a green border, predicted ones a red one (`figures/style.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,27 +12,27 @@ from matplotlib.colors import to_rgb
 from PIL import Image, ImageDraw
 
 from srvp.files import atomic_write
-from srvp.report.figures import GIVEN, PREDICTED, image
+from srvp.report.figures.frames import image
+from srvp.report.figures.style import GIVEN, PREDICTED
 
-RATE = 7  # frames a second
+RATE = 7  # frames per second
 HEADER = 22  # pixels
+FRAME = 128  # pixels: smaller frames are enlarged to this size
+BORDER, MARGIN = 2, 4  # pixels
 
 
-def pages(
-    videos: Sequence[Mapping[str, np.ndarray]], given: int, zoom: int = 2
-) -> list[np.ndarray]:
+def pages(videos: Sequence[Mapping[str, np.ndarray]], given: int) -> list[np.ndarray]:
     """Lay videos out, a row per test video and a column per label: a uint8 RGB page per frame.
 
     Args:
         videos: by label, uint8 `(T, C, H, W)`, as `figures.futures` returns them.
-        given: frames that were given to the model; bordered green, others red.
-        zoom: pixels of a page per pixel of a frame.
+        given: how many frames were given to the model.
     """
     result = []
     for t in range(len(next(iter(videos[0].values())))):
         color = to_rgb(GIVEN if t < given else PREDICTED)
         rows = [
-            np.concatenate([_bordered(v[t], color, zoom) for v in video.values()], axis=1)
+            np.concatenate([_bordered(v[t], color) for v in video.values()], axis=1)
             for video in videos
         ]
         result.append(np.concatenate([_header(videos[0], rows[0]), *rows]))
@@ -41,15 +41,21 @@ def pages(
 
 def save(pages: Sequence[np.ndarray], run: Path, name: str) -> None:
     """Write `run/figures/NAME.gif` and `run/print/NAME.mp4` (H.264), the same bytes every time."""
-    # 64 shades a channel take half the bytes of 256. One palette for all pages and no dithering:
-    # what stands still in the video does so here.
+    write_gif(pages, run / "figures" / f"{name}.gif")
+    write_mp4(pages, run / "print" / f"{name}.mp4")
+
+
+def write_gif(pages: Sequence[np.ndarray], path: Path) -> None:
+    """Write uint8 RGB pages of one size as an endless GIF."""
+    # 64 shades per channel take half the bytes of 256. All pages share one palette, and there is no
+    # dithering: parts of the video that do not move then do not flicker.
     shades = ((np.arange(256) / 255 * 63).round() / 63 * 255).round().astype(np.uint8)
     strip = Image.fromarray(shades[np.concatenate(pages)]).quantize(256, dither=Image.Dither.NONE)
     height, width = pages[0].shape[:2]
     first, *others = [
         strip.crop((0, t * height, width, (t + 1) * height)) for t in range(len(pages))
     ]
-    with atomic_write(run / "figures" / f"{name}.gif") as temporary:
+    with atomic_write(path) as temporary:
         first.save(
             temporary,
             format="GIF",
@@ -59,13 +65,15 @@ def save(pages: Sequence[np.ndarray], run: Path, name: str) -> None:
             loop=0,
             disposal=1,
         )
-    with atomic_write(run / "print" / f"{name}.mp4") as temporary:
-        _write_mp4(pages, temporary)
 
 
-def _write_mp4(pages: Sequence[np.ndarray], path: Path) -> None:
+def write_mp4(pages: Sequence[np.ndarray], path: Path) -> None:
+    """Write uint8 RGB pages of one size as an H.264 video."""
     height, width = (size // 2 * 2 for size in pages[0].shape[:2])  # H.264 takes even sizes
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as file:
+    with (
+        atomic_write(path) as temporary,
+        av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as file,
+    ):
         # With several threads, the bytes depend on their number. Macroblock-tree rate control reads
         # memory that it has not written (x264 with AVX-512): they depend on what was there before.
         options = {"crf": "18", "threads": "1", "mbtree": "0"}
@@ -77,11 +85,12 @@ def _write_mp4(pages: Sequence[np.ndarray], path: Path) -> None:
         file.mux(stream.encode())
 
 
-def _bordered(frame: np.ndarray, color: tuple[float, float, float], zoom: int) -> np.ndarray:
+def _bordered(frame: np.ndarray, color: tuple[float, float, float]) -> np.ndarray:
     """Enlarge a frame to uint8 RGB, with a border of `color` and a white margin."""
+    zoom = max(1, FRAME // frame.shape[-1])
     picture = np.atleast_3d(image(frame)).repeat(zoom, axis=0).repeat(zoom, axis=1)
     picture = np.broadcast_to(picture, (*picture.shape[:2], 3))
-    for width, value in ((zoom, np.round(255 * np.array(color)).astype(np.uint8)), (2 * zoom, 255)):
+    for width, value in ((BORDER, np.round(255 * np.array(color)).astype(np.uint8)), (MARGIN, 255)):
         framed = np.empty((*(np.array(picture.shape[:2]) + 2 * width), 3), np.uint8)
         framed[:] = value
         framed[width:-width, width:-width] = picture

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from srvp.files import atomic_write
 
-# What a figure shows, by the first part of its file's name.
+# By the first part of a file's name; in this order on the page.
 CAPTIONS = {
     "predictions": "Truth, best, random and worst future: given frames green, predicted ones red.",
     "comparison": "The models on the same test clips: the best sample of each.",
@@ -20,13 +20,13 @@ CAPTIONS = {
     "metric_curves": "Metrics frame by frame, best samples, with 95 % intervals over clips.",
     "diversity": "Where the futures of one clip differ.",
     "frame_rates": "One future at several frame rates; frames between whole times in blue.",
-    "step_sizes": "Metrics against the number of Euler steps per predicted frame.",
+    "prediction_options": "Metrics of the model under each option of prediction.",
     "content_exchange": "The motion of one clip with the content of another.",
     "blended_dynamics": "From the dynamics of one clip to those of another, with one content.",
     "residual_norms": "How far each frame moves the state, and around bounces.",
     "trajectories": "States of several futures, in the plane in which they vary most.",
     "training_curves": "Terms of the loss, and validation PSNR.",
-    "table": "Our results beside the published ones.",
+    "table": "Our results beside those of papers.",
 }
 TYPES = {".png": "image/png", ".gif": "image/gif"}
 
@@ -80,7 +80,7 @@ def _kind(path: Path) -> str:
     for kind in CAPTIONS:
         if path.stem == kind or path.stem.startswith(f"{kind}_"):
             return kind
-    raise ValueError(f"{path} has no caption: add one to CAPTIONS in srvp/gallery.py")
+    raise ValueError(f"{path} has no caption: add one to CAPTIONS in srvp/report/gallery.py")
 
 
 def _picture(path: Path) -> Picture:

@@ -1,60 +1,50 @@
-"""Our results beside the published ones: one table, as Markdown and as CSV.
+"""Our results beside those of papers: one table, as Markdown and as CSV.
 
-Published numbers stand in `reports/paper_results.csv`, a row per number, with the source, the
-setting as printed there and notes. Those on our data sets, with as many given and predicted frames,
-are compared; of a number printed in several places, the first with an interval counts. Our numbers
-are those of the `metrics.json` of runs and published models, made as the `protocol.json` beside it
-says. Experiments on the same test clips can also be laid side by side, frame by frame.
+The papers' numbers are in `reports/paper_results.csv`, a row per number, with the source, the
+setting as printed there and notes. The table has those on our data sets with as many given and
+predicted frames. Some numbers are printed in several places: the first with an interval counts.
+Our numbers are in the `metrics.json` of runs and pretrained models; the `protocol.json` beside it
+says how they were made.
 """
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import yaml
-from safetensors.numpy import load_file
 
-from srvp.evaluation.results import LABELS, LOWER_IS_BETTER
+from srvp.data.sets import SETS
+from srvp.experiment import load_params
 from srvp.files import atomic_write, project_root
+from srvp.metrics.table import METRICS
 from srvp.models.trivial import TRIVIAL
+from srvp.report.numbers import heading, number
 
-DATASETS = {  # as published numbers call them
-    "smmnist": "SM-MNIST",
-    "dmmnist": "DM-MNIST",
-    "kth": "KTH",
-    "human36m": "Human3.6M",
-    "bair": "BAIR",
-    "videos": "own videos",
-}
-DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4, "fvd": 0}
 COLUMNS = [
     "dataset",
     "model",
     "setting",  # given -> all frames, and what else the source tells
-    *(column for metric in LABELS for column in (metric, f"{metric}_ci95")),
+    *(column for metric in METRICS for column in (metric, f"{metric}_ci95")),
     "videos",  # ours: how many test clips
-    "folder",  # ours: of the results, such as `runs/quick`; empty for published ones
+    "folder",  # ours: of the results, such as `runs/quick`; empty for the papers'
     "source",
     "note",
 ]
 
 
 def experiments_to_report(params: Path) -> list[str]:
-    """Return the experiments that `run` and `published` of a `params.yaml` name."""
-    content = yaml.safe_load(Path(params).read_text())
-    return [*content["run"], *content["published"]]
+    """Return the experiments that `run` in a `params.yaml` names."""
+    return list(load_params(params)["run"])
 
 
-def report(folders: list[Path], published: Path) -> pd.DataFrame:
-    """Return our results, and below those of each data set the published ones.
+def results_table(folders: list[Path], paper: Path) -> pd.DataFrame:
+    """Return our results, and the papers' below those of each data set.
 
     Args:
-        folders: of results: runs and published models.
-        published: the CSV file of published numbers.
+        folders: of results: runs and pretrained models.
+        paper: the CSV file of the papers' numbers.
 
     Returns:
-        A row per model, with `COLUMNS`; numbers that there are not are NaN.
+        A row per model, with `COLUMNS`; missing numbers are NaN.
 
     Raises:
         FileNotFoundError: an experiment has not been evaluated.
@@ -62,14 +52,14 @@ def report(folders: list[Path], published: Path) -> pd.DataFrame:
     ours = pd.concat([_our_rows(folder) for folder in folders])
     # Results on the same clips have the same baselines.
     ours = ours.drop_duplicates([c for c in ours if c not in ("folder", "source", "note")])
-    ours = _models_first(ours, "model")
-    rows = pd.concat([ours, published_rows(published, ours)])
+    ours = models_first(ours, "model")
+    rows = pd.concat([ours, paper_rows(paper, ours)])
     order = {dataset: i for i, dataset in enumerate(ours["dataset"].unique())}
     rows = rows.sort_values("dataset", key=lambda names: names.map(order), kind="stable")
     return rows.reindex(columns=COLUMNS).reset_index(drop=True)
 
 
-def _models_first(table: pd.DataFrame, column: str) -> pd.DataFrame:
+def models_first(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """Order a table's rows: those of models, then those of the trivial baselines."""
     return table.sort_values(
         column, key=lambda names: names.isin(TRIVIAL), kind="stable", ignore_index=True
@@ -78,18 +68,18 @@ def _models_first(table: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def _our_rows(folder: Path) -> pd.DataFrame:
     """Return a row per predictor of a folder of results."""
-    protocol = _read(folder / "protocol.json")
+    protocol = read_results(folder / "protocol.json")
     data, evaluation, source = (protocol[key] for key in ("data", "evaluation", "source"))
     given, total = evaluation["conditioning_frames"], data["test_frames"]
     root = project_root()
     place = folder.relative_to(root) if folder.is_relative_to(root) else folder
     rows = []
-    for predictor, values in _read(folder / "metrics.json").items():
+    for predictor, values in read_results(folder / "metrics.json").items():
         samples = 1 if predictor in TRIVIAL else evaluation["samples"]
         counts = f"{'1 sample' if samples == 1 else f'best of {samples}'}, {data['test_videos']}"
         rows.append(
             {
-                "dataset": DATASETS[data["dataset"]],
+                "dataset": SETS[data["dataset"]].title,
                 "model": predictor,
                 "frames": f"{given}->{total}",
                 "setting": f"{given}->{total}, {counts} videos",
@@ -103,14 +93,19 @@ def _our_rows(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _read(path: Path) -> dict:
+def read_results(path: Path) -> dict:
+    """Return the content of a JSON file of results.
+
+    Raises:
+        FileNotFoundError: the experiment has not been evaluated.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run 03_evaluate, or `dvc repro`, first")
     return json.loads(path.read_text())
 
 
-def published_rows(path: Path, ours: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per published model on the data sets and numbers of frames of ours."""
+def paper_rows(path: Path, ours: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per model of the papers, on our data sets and with our numbers of frames."""
     numbers = pd.read_csv(path)
     numbers["metric"] = numbers["metric"].str.lower()
     numbers["frames"] = numbers["setting"].str.extract(r"^(\d+->\d+)")
@@ -143,8 +138,10 @@ def _sources(numbers: pd.DataFrame) -> list[str]:
 
 def markdown(table: pd.DataFrame) -> str:
     """Return the table as Markdown, ours in bold, missing numbers left out."""
-    labels = [f"{LABELS[m]} {'↓' if m in LOWER_IS_BETTER else '↑'}" for m in LABELS]
-    lines = [["data set", "model", "frames", *labels, "source"], ["---"] * (4 + len(labels))]
+    lines = [
+        ["data set", "model", "frames", *map(heading, METRICS), "source"],
+        ["---"] * (4 + len(METRICS)),
+    ]
     for _, row in table.iterrows():
         ours = bool(row["folder"])
         lines.append(
@@ -152,68 +149,16 @@ def markdown(table: pd.DataFrame) -> str:
                 row["dataset"],
                 f"**{row['model']}**" if ours else row["model"],
                 row["setting"].replace("->", " → "),
-                *(number(row, metric) for metric in LABELS),
+                *(number(row, metric) for metric in METRICS),
                 f"`{row['folder']}` ({row['source']})" if ours else row["source"],
             ]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def number(row: pd.Series, metric: str) -> str:
-    """Return a number with its interval, as `16.93 ± 0.07`, or nothing if there is none."""
-    value, ci95, decimals = row[metric], row[f"{metric}_ci95"], DECIMALS[metric]
-    if np.isnan(value):
-        return ""
-    return f"{value:.{decimals}f}" + ("" if np.isnan(ci95) else f" ± {ci95:.{decimals}f}")
-
-
-def write_report(table: pd.DataFrame, folder: Path) -> None:
+def write_table(table: pd.DataFrame, folder: Path) -> None:
     """Write `table.md` and `table.csv` into `folder`."""
     with atomic_write(folder / "table.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
     with atomic_write(folder / "table.md") as temporary:
         temporary.write_text(markdown(table), encoding="utf-8")
-
-
-# Models side by side on the same test clips.
-
-
-def same_clips(runs: Path, experiments: list[str]) -> dict[str, list[str]]:
-    """Return the experiments that can be compared clip by clip, by data set.
-
-    Those of a data set have the same test clips, given frames and seed; only what there are at
-    least two of.
-    """
-    groups: dict[str, dict[str, list[str]]] = {}
-    for name in experiments:
-        protocol = _read(runs / name / "protocol.json")
-        data, given = protocol["data"], protocol["evaluation"]["conditioning_frames"]
-        same = json.dumps([data, given], sort_keys=True)
-        groups.setdefault(data["dataset"], {}).setdefault(same, []).append(name)
-    largest = {dataset: max(found.values(), key=len) for dataset, found in groups.items()}
-    return {dataset: names for dataset, names in largest.items() if len(names) > 1}
-
-
-def frames(runs: Path, experiment: str) -> tuple[int, int]:
-    """Return how many frames a run was given, and how many a test clip has."""
-    protocol = _read(runs / experiment / "protocol.json")
-    return protocol["evaluation"]["conditioning_frames"], protocol["data"]["test_frames"]
-
-
-def joint_curves(runs: Path, experiments: list[str]) -> pd.DataFrame:
-    """Return the metrics frame by frame of some runs, then those of the baselines they share."""
-    curves = pd.concat([pd.read_csv(runs / name / "curves.csv") for name in experiments])
-    return _models_first(curves.drop_duplicates(["predictor", "metric", "frame"]), "predictor")
-
-
-def best_futures(
-    runs: Path, experiments: list[str], video: int, metric: str
-) -> dict[str, np.ndarray]:
-    """Return a test clip and, by model, its best sample, given frames first: `(T, C, H, W)`."""
-    rows: dict[str, np.ndarray] = {}
-    for name in experiments:
-        examples = load_file(runs / name / "examples.safetensors")
-        truth, future = examples["truth"][video], examples[f"{metric}.best"][video]
-        rows.setdefault("truth", truth)
-        rows[name] = np.concatenate([truth[: len(truth) - len(future)], future])
-    return rows

@@ -137,10 +137,10 @@ def obstacle_to_resuming(entry: dict, step: int, experiment: Experiment) -> str 
                 section == "training" and key in FREE
             ):
                 return f"its {section}.{key} is {getattr(old, key)}, now {getattr(new, key)}"
-    if _rates(before.training, step) != _rates(experiment.training, step):
-        return "the steps that it took would now have other learning rates"
     if step > experiment.training.steps:
         return f"only {experiment.training.steps} steps are asked for"
+    if _rates(before.training, step) != _rates(experiment.training, step):
+        return "the steps that it took would now have other learning rates"
     return None
 
 

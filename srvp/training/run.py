@@ -140,7 +140,8 @@ class Run:
         if self.in_group:
             distributed.average_gradients(moved)
         if self.config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(moved, self.config.clip_norm)
+            for together in moved if self.config.clip_each else [moved]:
+                nn.utils.clip_grad_norm_(together, self.config.clip_norm)
         factor = rate_factor(self.config, self.step)
         for group in groups:
             optimizer = self.optimizers[group]

@@ -23,11 +23,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from srvp import devices
 from srvp.data.config import DataConfig
 from srvp.data.prepared import PreparedVideos, train_validation_split
 from srvp.data.sets import mnist
 from srvp.data.staging import Fold, Video, write_prepared
+from srvp.models import interface
 from srvp.models.interface import Clips
 
 DETERMINISTIC = {"smmnist": False, "dmmnist": True}  # by name of the data set
@@ -42,35 +42,25 @@ TOLERANCE = 1e-8  # outside the box that does not yet count as a bounce
 
 def prepare(raw: Path, out: Path, config: DataConfig) -> None:
     """Write the training digits, as the frames of one video, and the test set."""
+    digits, _ = mnist.load(raw, "train")
     test = test_set(raw, config)
-    digits = resized(mnist.load(raw, "train")[0], config.size)[:, None]
     videos = (
         Video(f"{i:04d}", x[:, None], {"positions": test.positions[i], "speeds": test.speeds[i]})
         for i, x in enumerate(test.sequences)
     )
     clips = Fold(clips=[(i, 0) for i in range(config.test_videos)], clip_frames=config.test_frames)
     about = {"settings": {"dataset": config.dataset, "size": config.size, "seed": config.seed}}
-    write_prepared(out / "train", [Video("digits", digits)], Fold(), **about)
+    digits = Video("digits", resized(digits, config.size)[:, None])
+    write_prepared(out / "train", [digits], Fold(), **about)
     write_prepared(out / "test", videos, clips, **about)
 
 
 def open_training(config: DataConfig, folder: Path, device: torch.device) -> list["MovingMNIST"]:
-    """Return a source of training and one of validation videos, which share no digit.
-
-    Raises:
-        ValueError: the prepared set is of another frame size.
-    """
-    prepared = PreparedVideos.open(Path(folder) / "train")
-    digits = prepared.clip(0, 0, prepared.lengths[0])[:, 0]
-    size = digits.shape[1] * BOX // DIGIT
-    if size != config.size:
-        raise ValueError(
-            f"{prepared.folder} has digits for frames of {size}x{size}, but data.size asks for "
-            f"{config.size}: change it, or run the prepare stage again"
-        )
-    deterministic = DETERMINISTIC[config.dataset]
+    """Return a source of training and one of validation videos, which share no digit."""
+    prepared = PreparedVideos.open(Path(folder) / "train", config)
+    digits = torch.from_numpy(prepared.clip(0, 0, prepared.lengths[0])[:, 0])
     folds = train_validation_split(len(digits), config.seed)
-    digits = torch.from_numpy(digits)
+    deterministic = DETERMINISTIC[config.dataset]
     return [MovingMNIST(digits[f].to(device), deterministic=deterministic) for f in folds]
 
 
@@ -276,7 +266,7 @@ class MovingMNIST:
         """Yield training batches from step `first` on, as `srvp.data.VideoSource` says."""
         at_once, rendered = steps_at_once(self.device)
         for block in count_from(first // at_once):
-            generator = devices.generator(seed, block, self.device)
+            generator = interface.generator(seed, block, self.device)
             scenes = self._draw_scenes(at_once * count, frames, generator)
             parts = zip(*(part.split(rendered * count) for part in scenes), strict=True)
             starts = range(block * at_once, (block + 1) * at_once, rendered)

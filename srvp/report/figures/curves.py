@@ -1,0 +1,65 @@
+"""Figures of curves: metrics frame by frame, and training step by step."""
+
+from collections.abc import Mapping
+from itertools import cycle
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from srvp.metrics.table import METRICS
+from srvp.report.figures.style import WIDTH
+
+TERMS = {"total": "loss", "validation_psnr": "validation PSNR, best sample (dB)"}  # of any model
+DASHES = ("-", "--", ":", "-.")
+
+
+def metric_curves(curves: pd.DataFrame) -> Figure:
+    """Draw each metric against the frame, with 95 % bands.
+
+    Args:
+        curves: columns predictor, metric, frame, mean and ci95: a run's `curves.csv`.
+    """
+    metrics = list(curves["metric"].unique())
+    figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+    axes = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for metric, ax in zip(metrics, axes, strict=True):
+        shown = curves[curves["metric"] == metric]
+        for (name, line), dash in zip(shown.groupby("predictor", sort=False), cycle(DASHES)):
+            (drawn,) = ax.plot(line["frame"], line["mean"], dash, label=name)
+            low, high = line["mean"] - line["ci95"], line["mean"] + line["ci95"]
+            ax.fill_between(line["frame"], low, high, color=drawn.get_color(), alpha=0.2, lw=0)
+        ax.set(xlabel="frame", ylabel=METRICS[metric].label)
+        ax.locator_params(axis="x", integer=True)
+        # Equal frames score 100 dB: a frame that comes back would flatten all other curves.
+        limit = 2 * shown["mean"].median()
+        if metric == "psnr" and shown["mean"].max() > limit:
+            ax.set_ylim(top=limit)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4)
+    return figure
+
+
+def training_curves(history: pd.DataFrame, terms: Mapping[str, str]) -> Figure:
+    """Draw the terms of the loss and the validation PSNR against the optimisation step.
+
+    Args:
+        history: the rows of a run's curves, one column per quantity.
+        terms: how the model calls its terms (`ModelConfig.terms`), such as "KL of z (nats)".
+            Others are called by their column's name.
+    """
+    names = [name for name in history if name not in ("step", "lr")]
+    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    axes = figure.subplots(2, (len(names) + 1) // 2, sharex=True, squeeze=False)
+    for name, ax in zip(names, axes.flat, strict=False):
+        shown = history[["step", name]].dropna()
+        ax.plot(shown["step"], shown[name], marker="." if len(shown) < 20 else None, lw=1)
+        title, _, unit = (TERMS | dict(terms)).get(name, name).partition(" (")
+        ax.set(title=title, ylabel=unit.removesuffix(")"))
+        settled = shown[name].iloc[len(shown) // 20 :]  # the first steps would hide the rest
+        if len(shown) > 20 and settled.nunique() > 1:
+            ax.set_ylim(settled.min(), settled.max())
+    for ax in axes[-1]:
+        ax.set_xlabel("step")
+    for ax in axes.flat[len(names) :]:
+        ax.remove()
+    return figure

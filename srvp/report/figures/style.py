@@ -1,0 +1,82 @@
+"""The look of all figures: colours, sizes and fonts; and how a figure is written to files."""
+
+from io import BytesIO
+from pathlib import Path
+
+from cycler import cycler
+from matplotlib import style
+from matplotlib.figure import Figure
+from PIL import Image, ImageChops, ImageStat
+
+from srvp.files import atomic_write
+
+# Borders of frames. Green, red and blue of the colour-blind safe Okabe-Ito palette.
+GIVEN = "#009e73"  # given to the model
+PREDICTED = "#d55e00"
+BETWEEN = "#0072b2"  # predicted, between whole times
+# Results in the table of all models.
+OURS, OTHERS = "#d55e00", "0.35"
+
+WIDTH = 6.75  # inches: two columns of a paper, or half a slide
+COLUMN = 3.25  # inches: one column
+
+# Changes to matplotlib's defaults.
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.labelsize": 8,
+    "axes.prop_cycle": cycler(color=[BETWEEN, "#e69f00", GIVEN, PREDICTED, "#cc79a7", "#56b4e9"]),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 9,
+    "figure.dpi": 110,
+    "figure.titlesize": 10,
+    "font.size": 8,
+    "grid.alpha": 0.3,
+    "legend.edgecolor": "none",  # a light ground keeps it readable over curves
+    "legend.fontsize": 7,
+    "lines.linewidth": 1.2,
+    "savefig.bbox": "tight",
+    "savefig.dpi": 160,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+}
+
+
+def use_style() -> None:
+    """Make matplotlib draw in the repository's style, and notebooks show its figures."""
+    from IPython import get_ipython
+    from IPython.core.pylabtools import select_figure_formats
+
+    style.use(["default", STYLE])  # whatever a user's own matplotlibrc says
+    shell = get_ipython()
+    if shell is not None:  # pyplot would do this when it makes its first figure
+        select_figure_formats(shell, {"png"})
+
+
+def save(figure: Figure, run: Path, name: str) -> None:
+    """Write `run/figures/NAME.png` to look at and `run/print/NAME.pdf` for papers.
+
+    Neither holds dates or versions, which would change its bytes.
+    """
+    write_png(figure, run / "figures" / f"{name}.png")
+    with atomic_write(run / "print" / f"{name}.pdf") as temporary:
+        figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, in 256 colours where they are enough."""
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png")
+    with atomic_write(path) as temporary:
+        _to_palette(Image.open(drawn).convert("RGB")).save(temporary, format="PNG", optimize=True)
+
+
+def _to_palette(picture: Image.Image) -> Image.Image:
+    """Quantise to 256 colours (half the bytes), unless the difference would be visible.
+
+    Plots and grey frames hardly change. The shades of photographs would have steps.
+    """
+    reduced = picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+    error = ImageChops.difference(picture, reduced.convert("RGB"))
+    return reduced if max(ImageStat.Stat(error).mean) < 1 else picture
