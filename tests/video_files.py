@@ -105,6 +105,7 @@ def _write_sound(container, stream, seconds: float) -> None:
 
 def write_film(path: Path, frames: np.ndarray | None = None, **options) -> Path:
     """Write a file of several pictures."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     first, *others = (Image.fromarray(frame) for frame in (video() if frames is None else frames))
     first.save(path, save_all=True, append_images=others, **options)
     return path

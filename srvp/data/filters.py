@@ -39,6 +39,8 @@ def shown(
             raise ValueError(f"a gap of more than {LONGEST_HOLD} seconds between two frames")
         last = end
         if graph is None:
+            if rate and frame.pts is None:
+                raise ValueError("frames without times, which a rate needs")
             turn = Turn.of(frame)
             alpha = any(component.is_alpha for component in frame.format.components)
             upright = size[::-1] if size and turn.transposed else size
