@@ -60,8 +60,8 @@ def evaluate(
 ) -> None:
     """Score a model on the test clips of an experiment; write what the figures show."""
     from srvp.data import open_test
-    from srvp.evaluation.run import evaluate_experiment
     from srvp.evaluation.results import metrics_table
+    from srvp.evaluation.run import evaluate_experiment
     from srvp.store import MODEL_FILE, load_model
 
     if model is not None and out is None:
@@ -71,13 +71,9 @@ def evaluate(
     changes = {"metrics": metrics and tuple(metrics), "fvd_precision": fvd_precision}
     changes = {key: value for key, value in changes.items() if value is not None}
     network, trained = load_model(path, protocol.training.device)
-    settings = replace(
-        protocol,
-        name=trained.name,
-        model=trained.model,
-        data=replace(protocol.data, test_videos=clips or protocol.data.test_videos),
-        evaluation=replace(protocol.evaluation, **changes),
-    )
+    data = replace(protocol.data, test_videos=clips or protocol.data.test_videos)
+    evaluation = replace(protocol.evaluation, **changes)
+    settings = replace(protocol, data=data, evaluation=evaluation).with_model_of(trained)
     videos = open_test(settings.data, _prepared(experiment, prepared))
     scores = evaluate_experiment(network, settings, videos, path, out)
     print(metrics_table(scores).round(4).to_string())

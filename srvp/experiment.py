@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,6 +160,19 @@ class Experiment:
     def predicted_frames(self) -> int:
         """Frames to predict in a test clip."""
         return self.data.test_frames - self.evaluation.conditioning_frames
+
+    def with_model_of(self, trained: "Experiment") -> "Experiment":
+        """Return this data and protocol with the model of another experiment, under its name.
+
+        Raises:
+            ConfigError: the model is for other frames, or for other options of prediction.
+        """
+        if trained.shape != self.shape:
+            raise ConfigError(
+                f"the model {trained.name} is for {trained.shape}, but the clips of {self.name} "
+                f"are {self.shape}: choose another experiment"
+            )
+        return replace(self, name=trained.name, model=trained.model)
 
     @property
     def option_names(self) -> list[str]:

@@ -57,7 +57,10 @@ def load_model(path: Path, device: str = "cpu") -> tuple[VideoModel, Experiment]
         ValueError: it is not a whole model file.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is missing: train the model first (02_train, `dvc repro`)")
+        raise FileNotFoundError(
+            f"{path} is missing: train the model first (`python -m srvp train`), or fetch a "
+            "pretrained one by `dvc pull`"
+        )
     try:
         with safe_open(path, "pt") as file:
             entries = json.loads(file.metadata()["experiment"])
@@ -85,8 +88,8 @@ def current_entry(entry: dict) -> dict:
         model |= {"name": "svg", "prior": prior}
     steps = evaluation.pop("euler_steps", None)
     if steps is not None:
-        residual = model.get("transition") == "residual"
-        evaluation["predict"] = [{"euler_steps": n} for n in steps] if residual else [{}]
+        trained = model.get("euler_steps", 1)
+        evaluation["predict"] = [{} if n == trained else {"euler_steps": n} for n in steps]
     return {**entry, "model": model, "evaluation": evaluation}
 
 

@@ -3,7 +3,6 @@
 import gzip
 import io
 import shutil
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -450,28 +449,6 @@ def test_videos_grey_cropped_smaller_and_at_another_rate(videos_raw, tmp_path):
     expected = np.asarray(image.resize((32, 32), Image.Resampling.LANCZOS))
     # Grey before or after the resizing differs by rounding.
     assert np.abs(train.clip(4, 29, 1)[0, 0].astype(int) - expected).max() <= 1
-
-
-def test_videos_report_writes_nothing_and_tells_what_cannot_be_read(videos_raw, tmp_path):
-    shutil.copytree(videos_raw, tmp_path / "raw")
-    (tmp_path / "raw" / "train" / "broken.mp4").write_bytes(b"")
-    (tmp_path / "raw" / ".hidden.mp4").write_bytes(b"")
-    before = content(tmp_path)
-    report = videos.report(videos.find_videos(tmp_path / "raw")).splitlines()
-    assert content(tmp_path) == before
-    assert len(report) == 9
-    assert "test/video 5.mp4" in report[1] and "128x176" in report[1]
-    assert "train/broken.mp4" in report[2] and "cannot be read" in report[2]
-    assert report[-1] == "7 videos: 5 train, 1 validation, 1 test"
-
-
-def test_videos_report_is_a_command(videos_raw, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["videos", str(videos_raw)])
-    videos.main()
-    assert capsys.readouterr().out.endswith("\n6 videos: 4 train, 1 validation, 1 test\n")
-    monkeypatch.setattr(sys, "argv", ["videos", str(tmp_path)])
-    with pytest.raises(SystemExit, match=f"error: {tmp_path} holds no videos: it needs files such"):
-        videos.main()
 
 
 def test_videos_are_cropped_to_the_box_of_the_configuration(videos_raw, tmp_path):

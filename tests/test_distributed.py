@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from synchronised import synchronise_batch_norm
 from torch import distributed as group
 from torch.multiprocessing import spawn
 
+from srvp.data.staging import Fold, Video, write_prepared
 from srvp.experiment import load_experiment
+from srvp.models.interface import Clips
 from srvp.training import distributed
 from srvp.training.launch import train_everywhere
 from srvp.training.run import Run
@@ -47,7 +50,7 @@ def take_steps(experiment):
         run.model.train()
         shape = (8, experiment.training.frames, 1, 64, 64)
         for _ in range(STEPS):
-            run.update(torch.rand(shape, generator=run.generator))
+            run.update(Clips(torch.rand(shape, generator=run.generator)))
             if run.step == 1:
                 trained = [(n, p) for n, p in run.model.named_parameters() if p.grad is not None]
                 gradients = {name: p.grad.clone() for name, p in trained}
@@ -59,6 +62,7 @@ def take_steps(experiment):
 
 def process(rank: int, processes: int, folder: Path) -> None:
     torch.set_num_threads(1)
+    distributed.synchronise_batch_norm = synchronise_batch_norm  # PyTorch's own needs GPUs
     group.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=processes
     )
@@ -92,8 +96,12 @@ def test_two_processes_make_the_steps_of_one(two_processes, name):
 def test_a_machine_with_several_devices_trains_on_all(tiny, tmp_path):
     """Rows arrive in the calling process, one file is written, and both runs agree."""
     digits = np.random.RandomState(0).randint(256, size=(40, 28, 28), dtype=np.uint8)
-    (tmp_path / "prepared" / "train").mkdir(parents=True)
-    np.save(tmp_path / "prepared" / "train" / "digits.npy", digits)
+    write_prepared(
+        tmp_path / "prepared" / "train",
+        [Video("digits", digits[:, None])],
+        Fold(),
+        settings={"size": 64},
+    )
     changes = {"constant_steps": 4, "decay_steps": 0, "validation_interval": 2, "lr": 3e-4}
     experiment = replace(tiny, training=replace(tiny.training, **changes, validation_videos=3))
     rows, models = {}, {}

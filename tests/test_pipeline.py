@@ -58,7 +58,7 @@ def pipeline(tmp_path_factory):
 def test_real_data_sets_from_raw_files_to_figures(pipeline, name):
     run = pipeline / "runs" / name
     manifest = json.loads((pipeline / "prepared" / name / "test" / "manifest.json").read_text())
-    assert manifest["dataset"] == name
+    assert manifest["settings"]["dataset"] == name
     channels = 1 if name == "kth" else 3
     examples = load_file(run / "examples.safetensors")
     assert examples["truth"].shape == (2, TEST_FRAMES[name], channels, 64, 64)

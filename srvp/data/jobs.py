@@ -10,6 +10,7 @@ The environment variable `SRVP_WORKERS` sets the number of processes, by default
 import errno
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -97,7 +98,7 @@ def run(
     seen: dict[tuple[str, str], Job] = {}
     parts: dict[Path, Job] = {}
     running: set[Future] = set()
-    workers = int(os.environ.get("SRVP_WORKERS") or os.cpu_count() or 1)
+    workers = _workers()
     bar = tqdm(total=length_hint(jobs) or None, unit="file")
     with bar, _explain_killed_worker(), _executor(workers) as executor:
         for job in jobs:
@@ -119,6 +120,13 @@ def run(
             running = _wait(running, bar, at_most=2 * workers)
         _wait(running, bar, at_most=0)
     return parts
+
+
+def _workers() -> int:
+    given = os.environ.get("SRVP_WORKERS", "")
+    if given and not re.fullmatch("[1-9][0-9]*", given):
+        raise ValueError(f"SRVP_WORKERS is {given!r}; expected a number of processes, at least 1")
+    return int(given or os.cpu_count() or 1)
 
 
 def _combined(checksums: list[str]) -> str:

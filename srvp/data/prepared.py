@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from srvp import devices
 from srvp.data.config import DataConfig
+from srvp.models import interface
 from srvp.models.interface import Clips
 
 
@@ -244,7 +244,7 @@ class ClipSampler:
 
         def read(step: int) -> Clips:
             # On the CPU: to ask a GPU for random numbers would wait for the step before.
-            return self._read(count, frames, devices.generator(seed, step))
+            return self._read(count, frames, interface.generator(seed, step))
 
         with ThreadPoolExecutor(max_workers=1) as reader:
             ahead = reader.submit(read, first)

@@ -151,7 +151,8 @@ def write(config: DataConfig, *folds: tuple[Staged, Fold]) -> None:
             )
     for staged, fold in folds:
         _put_into_place(staged, fold, staged.folder.parent / ".staging")
-        print("\n".join([f"{staged.folder} is ready", *fold.notes]))
+        for note in fold.notes:
+            print(f"{staged.folder}: {note}")
     shutil.rmtree(folds[0][0].folder.parent / ".staging", ignore_errors=True)
 
 

@@ -23,7 +23,6 @@ Shapes: B clips, T frames, C channels; x (B, T, C, H, W) in [0, 1]; h (B, T, nhx
 y (B, T, ny); z (B, T - 1, nz), z[:, 0] being the paper's z_2; w (B, nh_inf).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -82,10 +81,10 @@ class Config(ModelConfig):
         return self.inference_frames
 
     @property
-    def predict_options(self) -> Mapping[str, Any]:
+    def predict_options(self) -> dict[str, Any]:
         return {"euler_steps": Count, "every_step": bool} if self.transition == "residual" else {}
 
-    def describe_options(self, options: Mapping[str, Any]) -> str:
+    def describe_options(self, options: dict[str, Any]) -> str:
         return f"dt = 1/{options['euler_steps']}" if "euler_steps" in options else ""
 
 
@@ -188,9 +187,9 @@ class SRVP(VideoModel):
         networks.init_convolutions(self.decoder)  # the rest keeps PyTorch's initialisation
 
     def draw_noise(self, count: int, frames: int, generator: torch.Generator) -> Noise:
-        random = {"generator": generator, "device": generator.device}
-        y = torch.randn(count, self.config.ny, **random)
-        return Noise(y, torch.randn(count, frames - 1, self.config.nz, **random))
+        random, c = {"generator": generator, "device": generator.device}, self.config
+        y = torch.randn(count, c.ny, **random)
+        return Noise(y, torch.randn(count, frames - 1, c.nz, **random))
 
     def draw_randomness(
         self, count: int, frames: int, step: int, generator: torch.Generator
@@ -198,8 +197,8 @@ class SRVP(VideoModel):
         random = {"generator": generator, "device": generator.device}
         order = torch.rand(count, frames, **random).argsort(dim=1)
         noise = self.draw_noise(count, frames, generator)
-        skip_frame = torch.randint(frames, (count,), **random)
-        return Randomness(noise, order[:, : self.config.inference_frames], skip_frame)
+        chosen = order[:, : self.config.inference_frames]
+        return Randomness(noise, chosen, torch.randint(frames, (count,), **random))
 
     def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Encode every frame: h `(B, T, nhx)` and maps `(B, T, C', H', W')`, deepest first."""

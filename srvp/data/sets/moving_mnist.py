@@ -23,11 +23,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from srvp import devices
 from srvp.data.config import DataConfig
 from srvp.data.prepared import PreparedVideos, train_validation_split
 from srvp.data.sets import mnist
 from srvp.data.staging import Fold, Video, write_prepared
+from srvp.models import interface
 from srvp.models.interface import Clips
 
 DETERMINISTIC = {"smmnist": False, "dmmnist": True}  # by name of the data set
@@ -266,7 +266,7 @@ class MovingMNIST:
         """Yield training batches from step `first` on, as `srvp.data.VideoSource` says."""
         at_once, rendered = steps_at_once(self.device)
         for block in count_from(first // at_once):
-            generator = devices.generator(seed, block, self.device)
+            generator = interface.generator(seed, block, self.device)
             scenes = self._draw_scenes(at_once * count, frames, generator)
             parts = zip(*(part.split(rendered * count) for part in scenes), strict=True)
             starts = range(block * at_once, (block + 1) * at_once, rendered)
