@@ -36,13 +36,13 @@ from srvp.metrics import fvd
 from srvp.metrics.table import METRICS, Against, fetch_weights
 from srvp.models.interface import Clips, VideoModel, generator
 
-# A predictor takes the given frames of clips and the clips' numbers. It yields their futures in chunks
-# of samples (B, s, F, C, H, W), so that all samples are never in memory together.
+# A predictor takes the given frames of clips and the clips' numbers. It yields their futures in
+# chunks of samples (B, s, F, C, H, W), so that all samples are never in memory together.
 Predictor = Callable[[Clips, list[int]], Iterator[Tensor]]
 
 # Predictors that learn nothing, to read other numbers against: on Stochastic Moving MNIST, where
 # nine pixels of ten are black, a black frame scores more than a model that misplaces the digits.
-# Each makes one frame (B, 1, C, H, W) of the given ones (B, T - F, C, H, W), and repeats it.
+# Each repeats one frame (B, 1, C, H, W), made of the given ones (B, T - F, C, H, W).
 TRIVIAL: dict[str, Callable[[Tensor], Tensor]] = {
     "copy last frame": lambda given: given[:, -1:],
     "mean frame": lambda given: given.mean(dim=1, keepdim=True),
@@ -87,7 +87,7 @@ def sampler(
         generators = [generator(config.seed, number) for number in numbers]
         noise = [model.draw_noise(config.samples, total, random) for random in generators]
         if chosen is not None:
-            noise = [type(n)(*(x[i : i + 1] for x in n)) for n, i in zip(noise, chosen, strict=True)]
+            noise = [type(n)(*(x[i : i + 1] for x in n)) for n, i in zip(noise, chosen)]  # noqa: B905
         return model.futures(given, frames, noise, config.frames_at_once, **options)
 
     return predict

@@ -211,7 +211,11 @@ class VideoModel(nn.Module, ABC):
 
     @torch.inference_mode()
     def futures(
-        self, clips: Clips | Tensor, frames: int, noise: Sequence[NamedTuple], at_once: int,
+        self,
+        clips: Clips | Tensor,
+        frames: int,
+        noise: Sequence[NamedTuple],
+        at_once: int,
         **options: Any,
     ) -> Iterator[Tensor]:
         """Sample many futures, in chunks that bound the memory.
@@ -234,8 +238,9 @@ class VideoModel(nn.Module, ABC):
         chunk = max(1, at_once // (given.count * frames))
         device = next(self.parameters()).device
         for first in range(0, len(noise[0][0]), chunk):
-            parts = zip(*([field[first : first + chunk] for field in n] for n in noise), strict=True)
-            joined = type(noise[0])(*(torch.cat(part).to(device) for part in parts))
+            parts = ([field[first : first + chunk] for field in n] for n in noise)
+            fields = zip(*parts, strict=True)
+            joined = type(noise[0])(*(torch.cat(field).to(device) for field in fields))
             x = self.predict(given, frames, joined, **options).x
             yield x.float().unflatten(0, (given.count, -1))
             del x, joined  # before the next are sampled
