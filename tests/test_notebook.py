@@ -90,18 +90,15 @@ def test_an_unknown_notebook_or_parameter_is_named(repository):
 def test_a_stage_of_the_pipeline_has_the_parameters_that_its_notebook_takes(monkeypatch):
     ran = []
     monkeypatch.setattr(notebook, "run_notebook", lambda *arguments: ran.append(arguments))
-    for name in ("01_prepare", "04_figures"):
+    for name in ("01_prepare", "03_evaluate"):
         run_stage(name, "quick")
     run_stage("05_report")
-    places = {"experiment": "quick", "prepared": "prepared/quick"}
+    data = {"experiment": "quick", "prepared": "prepared/quick"}
+    results = {"run": "runs/quick", "model": "runs/quick/model.safetensors"}
     comparison = {"experiments": None, "runs": "runs", "reports": "reports"}
     assert ran == [
-        ("01_prepare", places, ROOT / "runs" / "quick" / "01_prepare.ipynb"),
-        (
-            "04_figures",
-            places | {"run": "runs/quick"},
-            ROOT / "runs" / "quick" / "04_figures.ipynb",
-        ),
+        ("01_prepare", data, ROOT / "runs" / "quick" / "01_prepare.ipynb"),
+        ("03_evaluate", data | results, ROOT / "runs" / "quick" / "03_evaluate.ipynb"),
         ("05_report", comparison, ROOT / "reports" / "05_report.ipynb"),
     ]
 

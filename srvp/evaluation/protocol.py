@@ -42,7 +42,7 @@ Predictor = Callable[[Clips, list[int]], Iterator[Tensor]]
 
 # Predictors that learn nothing, to read other numbers against: on Stochastic Moving MNIST, where
 # nine pixels of ten are black, a black frame scores more than a model that misplaces the digits.
-# Each makes one frame (B, 1, C, H, W) of the given ones (B, T - F, C, H, W), and repeats it.
+# Each repeats one frame (B, 1, C, H, W), made of the given ones (B, T - F, C, H, W).
 TRIVIAL: dict[str, Callable[[Tensor], Tensor]] = {
     "copy last frame": lambda given: given[:, -1:],
     "mean frame": lambda given: given.mean(dim=1, keepdim=True),

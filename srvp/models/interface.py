@@ -206,7 +206,8 @@ class VideoModel(nn.Module, ABC):
             ValueError: the noise does not fit, or the model has no such option.
         """
         self.check_noise(noise, given, frames)
-        check_options(self.config, options)
+        if options:
+            check_options(self.config, options)
         return self._predict(given.state, frames, noise, **options)
 
     @torch.inference_mode()
