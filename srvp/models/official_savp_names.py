@@ -80,16 +80,16 @@ def sv2p_names(model: SV2P) -> Names:
     else:
         table.layer("predictor.scratch", "convt4", pointwise)
         table.layer("predictor.kernels", "cdna_params", dense)
-    for ours, theirs, norm in (
-        ("trunk.{}", "latent_conv1", "latent_norm1"),
-        ("trunk.{}", "latent_conv2", "latent_norm2"),
-        ("trunk.{}", "latent_conv3", "latent_norm3"),
-        ("mean.{}", "latent_mean", "latent_norm_mean"),
-        ("log_variance.{}", "latent_std", "latent_std_norm"),
-    ):
-        first = 3 * (int(theirs[-1]) - 1) if theirs[-1].isdigit() else 0  # with a ReLU each
-        table.layer(f"tower.{ours.format(first)}", theirs, convolution, bias=False)
-        table.norm(f"tower.{ours.format(first + 1)}", f"{theirs}/{norm}")
+    tower = [
+        ("trunk.0", "trunk.1", "latent_conv1", "latent_norm1"),
+        ("trunk.3", "trunk.4", "latent_conv2", "latent_norm2"),
+        ("trunk.6", "trunk.7", "latent_conv3", "latent_norm3"),
+        ("mean.0", "mean.1", "latent_mean", "latent_norm_mean"),
+        ("log_variance.0", "log_variance.1", "latent_std", "latent_std_norm"),
+    ]
+    for layer, norm, their_layer, their_norm in tower:
+        table.layer(f"tower.{layer}", their_layer, convolution, bias=False)
+        table.norm(f"tower.{norm}", f"{their_layer}/{their_norm}")
     return table
 
 

@@ -35,7 +35,7 @@ the one that leads from the first frame to the second.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ class Config(ModelConfig):
     nef: Count = 64  # channels of the encoder's first layer
     ndf: Count = 32  # channels of a discriminator's first layer
     transformation: Transformation = "cdna"  # kernels per frame or per pixel, or flows
-    clip_length: Count = 10  # frames that a discriminator sees
+    clip_length: Annotated[int, 4] = 10  # frames that a discriminator sees
     shared_windows: bool = False  # whether true and generated clips start at the same frame
     l1_weight: Real = 100.0
     l2_weight: Real = 0.0
