@@ -60,8 +60,8 @@ def _refuse_shallow_experiment(root: Path) -> None:
     clone, inside, _ = str(root).partition("/.dvc/tmp/exps/")
     if inside and (Path(clone) / ".git" / "shallow").is_file():
         raise NotebookError(
-            f"{clone} is a shallow clone, in which queued and `--temp` experiments vanish: run `git "
-            "fetch --unshallow` there first"
+            f"{clone} is a shallow clone, in which queued and `--temp` experiments vanish: run "
+            "`git fetch --unshallow` there first"
         )
 
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -338,7 +339,7 @@ def test_the_rate_falls_from_one_to_its_end(decay):
     rates = [rate_factor(config, step) for step in range(1, 16)]
     assert rates[:5] == [1.0] * 5
     assert rates[-1] == pytest.approx(0.04)
-    assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[4:]))
     middle = {"linear": 0.52, "cosine": 0.52, "exponential": 0.2}  # arithmetic, geometric means
     assert rates[9] == pytest.approx(middle[decay])
     quarter = {"linear": 0.76, "cosine": 0.52 + 0.48 * math.cos(math.pi / 5)}
