@@ -14,11 +14,10 @@ order. They are
 N clips, S samples, F predicted frames.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -27,13 +26,10 @@ from torch import Tensor
 
 from srvp.data.prepared import PreparedVideos
 from srvp.devices import pick_device
-from srvp.evaluation.protocol import Predictor, evaluate, trivial_predictors
-from srvp.evaluation.results import Scores, digest, fingerprint, write_scores
+from srvp.evaluation.protocol import Predictor, evaluate, partial_folder, trivial_predictors
+from srvp.evaluation.results import Scores, digest, write_scores
 from srvp.experiment import Experiment
 from srvp.models.interface import Clips
-
-if TYPE_CHECKING:  # decoding needs PyAV and Pillow, which scoring arrays can do without
-    from srvp.data.sets.videos import RawVideo
 
 FORMAT = "an .npz with one array, an .npy, or a folder of videos"
 
@@ -88,10 +84,14 @@ def _read_array(path: Path) -> np.ndarray:
 
 
 def _open_folder(folder: Path, shape: tuple[int, ...]) -> Predictions:
-    from srvp.data.sets.videos import find_videos
+    # Decoding needs PyAV and Pillow, which scoring arrays can do without.
+    from PIL import Image
 
-    videos = sorted(find_videos(folder), key=lambda video: _numbers(video.name))
+    from srvp.data.folders import by_number, find_videos
+
+    videos = sorted(find_videos(folder), key=lambda video: by_number(video.name))
     clips, *expected = shape
+    mode = "L" if expected[1] == 1 else "RGB"
     samples, rest = divmod(len(videos), clips)
     if rest or not samples:
         raise ValueError(
@@ -101,35 +101,18 @@ def _open_folder(folder: Path, shape: tuple[int, ...]) -> Predictions:
     def read(clip: int, sample: int) -> np.ndarray:
         video = videos[clip * samples + sample]
         try:
-            frames = _read_video(video, grey=expected[1] == 1)
-        except OSError as error:
+            frames = [Image.fromarray(frame).convert(mode) for frame in video.frames()]
+        except (OSError, ValueError) as error:
             raise ValueError(f"{folder / video.name} cannot be read ({error})") from None
-        if list(frames.shape) != expected:
+        found = np.stack([np.atleast_3d(frame) for frame in frames]).transpose(0, 3, 1, 2)
+        if list(found.shape) != expected:
             raise ValueError(
-                f"{folder / video.name} has shape {frames.shape}, expected (frames, channels, "
+                f"{folder / video.name} has shape {found.shape}, expected (frames, channels, "
                 f"height, width) = {tuple(expected)}"
             )
-        return frames
+        return found
 
     return Predictions(samples, read)
-
-
-def _read_video(video: "RawVideo", grey: bool) -> np.ndarray:
-    from PIL import Image
-
-    from srvp.data.raw import decode
-
-    if video.is_frames:
-        images = (Image.open(file) for file in video.files)
-    else:
-        images = (Image.fromarray(frame) for frame in decode(video.files[0], video.name))
-    frames = [np.atleast_3d(image.convert("L" if grey else "RGB")) for image in images]
-    return np.stack(frames).transpose(0, 3, 1, 2)
-
-
-def _numbers(name: str) -> list[str | int]:
-    """Sort key that puts 10 after 9."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def evaluate_predictions(
@@ -152,7 +135,7 @@ def evaluate_predictions(
     frames = experiment.predicted_frames
     predictions = open_predictions(path, (len(videos.clips), frames, videos.channels, *videos.size))
     config = replace(experiment.evaluation, samples=predictions.samples)
-    partial = out / "partial" / fingerprint(digest(path), config, videos)
+    partial = partial_folder(out, digest(path), config, videos)
     predictors = {path.stem: _predictor(predictions), **trivial_predictors(frames)}
     device = pick_device(experiment.training.device)
     scores = evaluate(predictors, videos, config, device, partial)
