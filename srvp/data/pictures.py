@@ -74,9 +74,6 @@ def read_pictures(path: Path, name: str, *, rate: float | None = None) -> Iterat
 def _timed(path: Path, name: str) -> Iterator[tuple[np.ndarray, float]]:
     """Yield each picture of a file and for how many seconds it is shown."""
     with _opened(path, name) as image:
-        with open(path, "rb") as file:
-            if is_cut(file):
-                raise PictureError("is truncated")
         size = None
         for number in _numbers(image):
             picture = _rgb(image, number)
@@ -102,7 +99,9 @@ def _opened(path: Path, name: str) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings(action="ignore"):
             image = Image.open(path, "r", FORMATS)
-        with image:
+        with image, open(path, "rb") as file:
+            if image.format in ("GIF", "PNG", "WEBP") and is_cut(file):
+                raise PictureError("is truncated")
             if image.width * image.height > MAX_PIXELS:
                 raise PictureError(f"has {image.width}x{image.height} pixels, over {MAX_PIXELS}")
             yield image
