@@ -180,6 +180,11 @@ def test_batches_depend_only_on_their_number_and_differ(prepared):
         next(sampler.batches(1, 13, seed=0))
 
 
+def test_video_that_is_as_long_as_the_clip_is_drawn(prepared):
+    frames, _ = ClipSampler(prepared, np.array([3])).draw(2, 3, torch.Generator())
+    assert np.array_equal((255 * frames).round(), 2 * [make_videos()[3].frames])
+
+
 def test_sampler_says_when_every_video_is_too_short(prepared):
     with pytest.raises(ValueError, match=r"none of the 4 videos .* has 13 frames"):
         ClipSampler(prepared, np.arange(4)).draw(1, 13, torch.Generator())
@@ -287,6 +292,16 @@ def test_bad_source_keeps_what_is_finished(raw, fresh, tmp_path):
     run(tmp_path / "out", make_jobs(raw, log))
     assert set(log) == set(range(len(LENGTHS))) - finished
     assert content(tmp_path / "out") == fresh
+
+
+def test_videos_are_in_the_order_of_names_whatever_that_of_the_jobs(raw, fresh, tmp_path):
+    run(tmp_path / "out", make_jobs(raw, [])[::-1])
+    assert content(tmp_path / "out") == fresh
+    assert PreparedVideos.open(tmp_path / "out" / "train").names == [
+        "video 0",
+        "video 1",
+        "video 2",
+    ]
 
 
 def test_set_that_is_up_to_date_is_left_alone_and_another_replaced(raw, tmp_path):

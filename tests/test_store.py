@@ -70,7 +70,10 @@ def test_any_model_is_scored_from_the_command_line(tiny, tmp_path, monkeypatch, 
     assert "other" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         call(monkeypatch, "evaluate", "tiny", *places, "--clips", 5)
-    assert stop.value.code == 2 and "test_videos 4, but data.test_videos is 5" in capsys.readouterr().err
+    assert (
+        stop.value.code == 2
+        and "test_videos 4, but data.test_videos is 5" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("name", PRETRAINED)

@@ -1,4 +1,4 @@
-"""The house in order: imports point one way, files and functions stay short, preparing stays light."""
+"""The house in order: imports point one way, files are short, preparing data stays light."""
 
 import ast
 import subprocess

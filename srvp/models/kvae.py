@@ -56,11 +56,11 @@ LOGIT_LIMIT = math.log((1 - 1e-6) / 1e-6)  # keeps probabilities of pixels in [1
 
 @dataclass(frozen=True)
 class Config(DynamicsConfig, ModelConfig):
-    """Those of the dynamics, and these; in brackets, the authors' values for the ball in a box."""
+    """Sizes, noise and objective, by default those of the authors for the ball in a box."""
 
-    nf: Count  # channels of the convolutions [32]
-    reconstruction_weight: Real  # w [0.3]
-    fixed_mixing_steps: Whole  # first training steps, in which the LSTM is not trained [1560]
+    nf: Count = 32  # channels of the convolutions
+    reconstruction_weight: Real = 0.3  # w
+    fixed_mixing_steps: Whole = 1560  # first training steps, in which the LSTM is not trained
 
     def build(self, shape: VideoShape) -> "KVAE":
         return KVAE(self, shape)

@@ -26,15 +26,15 @@ State = tuple[Tensor, Tensor]  # of the LSTM: hidden and cell, (B, alpha_size)
 
 @dataclass(frozen=True)
 class DynamicsConfig:
-    """Sizes and noise; in brackets, the authors' values for the ball in a box."""
+    """Sizes and noise, by default those of the authors for the ball in a box."""
 
-    dim_a: Count  # size of a frame's code [2]
-    dim_z: Count  # size of the state [4]
-    matrices: Count  # K, sets of matrices that are mixed [3]
-    alpha_size: Count  # hidden units of the LSTM that mixes them [50]
-    emission_variance: Real  # r [0.03]
-    transition_variance: Real  # q [0.08]
-    initial_variance: Real  # v0 [20]
+    dim_a: Count = 2  # size of a frame's code
+    dim_z: Count = 4  # size of the state
+    matrices: Count = 3  # K, sets of matrices that are mixed
+    alpha_size: Count = 50  # hidden units of the LSTM that mixes them
+    emission_variance: Real = 0.03  # r
+    transition_variance: Real = 0.08  # q
+    initial_variance: Real = 20.0  # v0
 
     def __post_init__(self) -> None:
         for key in ("emission_variance", "transition_variance", "initial_variance"):

@@ -1,8 +1,8 @@
 """The data sets: a file each, from the raw files of their owners to a prepared set.
 
-A file has `prepare(raw, out, config)`: it reads the owners' files in the folder `raw`, and writes the
-folds `train` and `test` in the folder `out` by means of `srvp.data.staging`. A file that draws its
-training videos also has `open_training(config, folder, device)`, which returns one source of
+A file has `prepare(raw, out, config)`: it reads the owners' files in the folder `raw` and writes
+the folds `train` and `test` in the folder `out` by means of `srvp.data.staging`. A file that draws
+its training videos also has `open_training(config, folder, device)`, which returns one source of
 training and one of validation videos. A data set is a file here and its row in the table.
 """
 
