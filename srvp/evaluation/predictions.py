@@ -14,7 +14,6 @@ order. They are
 N clips, S samples, F predicted frames.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +32,7 @@ from srvp.experiment import Experiment
 from srvp.models.interface import Clips
 
 if TYPE_CHECKING:  # decoding needs PyAV and Pillow, which scoring arrays can do without
-    from srvp.data.sets.videos import RawVideo
+    from srvp.data.folders import RawVideo
 
 FORMAT = "an .npz with one array, an .npy, or a folder of videos"
 
@@ -88,9 +87,9 @@ def _read_array(path: Path) -> np.ndarray:
 
 
 def _open_folder(folder: Path, shape: tuple[int, ...]) -> Predictions:
-    from srvp.data.sets.videos import find_videos
+    from srvp.data.folders import by_number, find_videos
 
-    videos = sorted(find_videos(folder), key=lambda video: _numbers(video.name))
+    videos = sorted(find_videos(folder), key=lambda video: by_number(video.name))
     clips, *expected = shape
     samples, rest = divmod(len(videos), clips)
     if rest or not samples:
@@ -117,19 +116,9 @@ def _open_folder(folder: Path, shape: tuple[int, ...]) -> Predictions:
 def _read_video(video: "RawVideo", grey: bool) -> np.ndarray:
     from PIL import Image
 
-    from srvp.data.raw import decode
-
-    if video.is_frames:
-        images = (Image.open(file) for file in video.files)
-    else:
-        images = (Image.fromarray(frame) for frame in decode(video.files[0], video.name))
-    frames = [np.atleast_3d(image.convert("L" if grey else "RGB")) for image in images]
+    mode = "L" if grey else "RGB"
+    frames = [np.atleast_3d(Image.fromarray(frame).convert(mode)) for frame in video.frames()]
     return np.stack(frames).transpose(0, 3, 1, 2)
-
-
-def _numbers(name: str) -> list[str | int]:
-    """Sort key that puts 10 after 9."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def evaluate_predictions(
