@@ -36,6 +36,7 @@ def run_stage(name: str, experiment: str | None = None) -> None:
         NotebookError: see `run_notebook`.
     """
     root, known = project_root(), _parameters(name)
+    _refuse_shallow_experiment(root)
     if (experiment is not None) != ("experiment" in known):
         needs = "takes no experiment" if experiment else "needs an experiment, such as `quick`"
         raise NotebookError(f"{name} {needs}")
@@ -49,6 +50,19 @@ def run_stage(name: str, experiment: str | None = None) -> None:
         values |= {"model": model, "run": folder}
     parameters = {key: value for key, value in values.items() if key in known}
     run_notebook(name, parameters, root / folder / f"{name}.ipynb")
+
+
+def _refuse_shallow_experiment(root: Path) -> None:
+    """Raise where DVC would lose the results of an experiment in a folder of its own.
+
+    It brings them back as a commit, and says nothing if a shallow clone cannot take it.
+    """
+    clone, inside, _ = str(root).partition("/.dvc/tmp/exps/")
+    if inside and (Path(clone) / ".git" / "shallow").is_file():
+        raise NotebookError(
+            f"{clone} is a shallow clone, in which queued and `--temp` experiments vanish: run "
+            "`git fetch --unshallow` there first"
+        )
 
 
 def run_notebook(name: str, parameters: Mapping[str, Any], out: Path) -> None:

@@ -111,6 +111,11 @@ def test_test_set_of_other_settings_is_refused(bair, changes, message):
         data.open_test(configure("bair", **changes), bair)
 
 
+def test_fewer_test_videos_are_the_first_of_those_prepared(bair):
+    fewer, all_of_them = (data.open_test(configure("bair", test_videos=n), bair) for n in (2, 3))
+    assert fewer.clips.tolist() == all_of_them.clips[:2].tolist()
+
+
 def test_training_set_of_other_settings_is_refused(raw, bair, tmp_path):
     with pytest.raises(ValueError, match=r"train was prepared with size 64, but .* 128"):
         data.open_training(configure("bair", size=128), bair, CPU)

@@ -126,13 +126,14 @@ def test_frames_to_draw_begin_with_the_given_and_end_with_the_last():
 
 
 def test_diversity_is_the_deviation_between_futures():
-    """Two futures, one black and one white in the second frame: they differ by half of 1."""
-    samples = np.zeros((2, 2, 1, 64, 64), np.uint8)
+    """Three futures, of which one is white in the second frame, and all others are black."""
+    samples = np.zeros((3, 2, 1, 64, 64), np.uint8)
     samples[1, 1] = 255
     axes = np.reshape(figures.diversity_maps(samples, [0, 1], 4).axes[:6], (3, 2))
     values = [[float(ax.images[0].get_array().mean()) for ax in row] for row in axes]
-    assert values == [[0, 0], [0, 128], [0, 0.5]]
+    assert values == [[0, 0], [0, 85], [0, pytest.approx(2**0.5 / 3)]]
     assert [ax.get_title() for ax in axes[0]] == ["t = 4", "t = 5"]
+    assert axes[1, 0].get_ylabel() == "mean of 3"
 
 
 def test_rows_at_several_frame_rates_have_their_frames_at_their_times():

@@ -294,6 +294,16 @@ def test_bad_source_keeps_what_is_finished(raw, fresh, tmp_path):
     assert content(tmp_path / "out") == fresh
 
 
+def test_videos_are_in_the_order_of_names_whatever_that_of_the_jobs(raw, fresh, tmp_path):
+    run(tmp_path / "out", make_jobs(raw, [])[::-1])
+    assert content(tmp_path / "out") == fresh
+    assert PreparedVideos.open(tmp_path / "out" / "train").names == [
+        "video 0",
+        "video 1",
+        "video 2",
+    ]
+
+
 def test_set_that_is_up_to_date_is_left_alone_and_another_replaced(raw, tmp_path):
     log: list[int] = []
     out = tmp_path / "out"

@@ -118,5 +118,5 @@ def test_a_reader_of_a_step_opens_six_files_and_of_an_evaluation_seven():
         [sys.executable, ROOT / "benchmarks" / "reading.py"], capture_output=True, text=True
     )
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith("files")]
-    counts = {line[1]: int(line[2]) for line in lines}
+    counts = {line[1]: int(line[2].rstrip(":")) for line in lines}
     assert counts["step"] <= 6 and counts["evaluation"] <= 7, done.stdout + done.stderr

@@ -17,9 +17,9 @@ from srvp.evaluation.protocol import (
     all_predictors,
     batch_files,
     evaluate_experiment,
+    model_digest,
     partial_folder,
     score_batches,
-    weights_digest,
 )
 from srvp.evaluation.results import Scores
 from srvp.experiment import Experiment
@@ -51,7 +51,7 @@ def evaluate_everywhere(
     devices = devices or all_like(next(model.parameters()).device)
     if len(devices) > 1:
         fetch_weights(experiment.evaluation.metrics)  # here, rather than in every process
-        partial = partial_folder(out, weights_digest(model), experiment.evaluation, videos)
+        partial = partial_folder(out, model_digest(model), experiment.evaluation, videos)
         batches = batch_files(videos, experiment.evaluation, partial)
         args = (devices, copy.deepcopy(model).cpu(), experiment, videos, partial)
         # A bar that is rarely drawn: every drawing is a line in an executed notebook.

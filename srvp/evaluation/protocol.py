@@ -63,7 +63,7 @@ def trivial_predictors(frames: int) -> dict[str, Predictor]:
 def sampler(
     model: VideoModel, config: EvaluationConfig, frames: int, options: Mapping[str, Any]
 ) -> Predictor:
-    """Return a model as a predictor.
+    """Return a model as a predictor. It can also be asked for only one sample of each clip.
 
     The noise of a sample depends only on the seed, the clip's number and the sample's: not on the
     batch, the device, or the clips before.
@@ -73,21 +73,17 @@ def sampler(
         config: the protocol.
         frames: to predict, F.
         options: of the model's prediction, an entry of `evaluation.predict`.
-
-    Returns:
-        A predictor that has one argument more, optional: the number of the only sample to take, for
-        each clip.
     """
 
     def predict(
-        given: Clips, numbers: list[int], chosen: Sequence[int] | None = None
+        given: Clips, numbers: list[int], only: Sequence[int] | None = None
     ) -> Iterator[Tensor]:
         total = given.frames.shape[1] + frames
-        # Drawn on the CPU, so that it is the same anywhere.
+        # On the CPU, so that it is the same anywhere.
         generators = [generator(config.seed, number) for number in numbers]
         noise = [model.draw_noise(config.samples, total, random) for random in generators]
-        if chosen is not None:
-            noise = [type(n)(*(x[i : i + 1] for x in n)) for n, i in zip(noise, chosen)]  # noqa: B905
+        if only is not None:
+            noise = [type(n)(*(x[[i]] for x in n)) for n, i in zip(noise, only, strict=True)]
         return model.futures(given, frames, noise, config.frames_at_once, **options)
 
     return predict
@@ -109,7 +105,6 @@ def all_predictors(model: VideoModel, experiment: Experiment) -> dict[str, Predi
 
 # Scoring a batch of clips.
 
-
 Metrics = tuple[dict[str, Against], fvd.I3D | None]  # metrics of frames; the network of FVD
 
 
@@ -130,9 +125,10 @@ class Batch:
     def __init__(self, clips: Clips, config: EvaluationConfig, metrics: Metrics):
         x, given = Clips(clips.frames.float() / 255, clips.actions), config.conditioning_frames
         self.given, self.truth = x.until(given), x.after(given)
-        self.given_8bit = clips.frames[:, :given]
+        self.given_8bit, self.real = clips.frames[:, :given], None
         per_frame, self.i3d = metrics
-        self.real = fvd.fvd_embeddings(self.i3d, clips.frames).float() if self.i3d else None
+        if self.i3d is not None:
+            self.real = fvd.fvd_embeddings(self.i3d, clips.frames).float()
         self.compare = {name: against(self.truth) for name, against in per_frame.items()}
         # The scores (B, S, F) get their memory now: small blocks laid between large ones with every
         # chunk would keep the allocator from using the space of the large ones again.
@@ -144,7 +140,7 @@ class Batch:
 
         Returns:
             For every metric of frames `samples/METRIC` `(B, S)`, means over the frames, and
-            `curves/METRIC` `(B, F)`, the best sample. For FVD `embeddings`, those of some samples:
+            `curves/METRIC` `(B, F)`, the best sample. For FVD `embeddings` of some samples,
             `(B, min(S, FVD_REPEATS), 400)`.
 
         Raises:
@@ -153,7 +149,7 @@ class Batch:
         embeddings, count = [], 0
         for chunk in samples:
             self._check(chunk)
-            if self.i3d and count < fvd.FVD_REPEATS:
+            if self.i3d is not None and count < fvd.FVD_REPEATS:
                 wanted = chunk[:, : fvd.FVD_REPEATS - count]
                 embeddings.append(fvd.embed_futures(self.i3d, self.given_8bit, wanted))
             first, count = count, count + chunk.shape[1]
@@ -245,27 +241,27 @@ def read_clips(videos: PreparedVideos, numbers: list[int], device: torch.device)
 def score_batch(
     batch: Batch, numbers: list[int], predictors: Mapping[str, Predictor]
 ) -> dict[str, np.ndarray]:
-    """Return the scores of every predictor under `NAME/...`, and for FVD `real` `(B, 400)`."""
+    """Return the scores of the i-th predictor under `i/...`, and for FVD `real` `(B, 400)`."""
     arrays = {} if batch.real is None else {"real": batch.real.numpy()}
-    for name, predict in predictors.items():
+    for i, (name, predict) in enumerate(predictors.items()):
         try:
             scores = batch.score(predict(batch.given, numbers))
         except ValueError as error:
             raise ValueError(f"{name}, clips {numbers[0]}-{numbers[-1]}: {error}") from error
-        arrays |= {f"{name}/{key}": array for key, array in scores.items()}
+        arrays |= {f"{i}/{key}": array for key, array in scores.items()}
     return arrays
 
 
 def scores_of(
-    name: str, arrays: Mapping[str, np.ndarray], config: EvaluationConfig, frames: int
+    i: int, arrays: Mapping[str, np.ndarray], config: EvaluationConfig, frames: int
 ) -> Scores:
-    """Return the scores of a predictor from the arrays of all clips, of T = `frames` frames."""
+    """Return the scores of the i-th predictor from the arrays of all clips, of `frames` frames."""
     metrics = [metric for metric in config.metrics if METRICS[metric].per_frame]
-    samples = {metric: arrays[f"{name}/samples/{metric}"] for metric in metrics}
-    curves = {metric: arrays[f"{name}/curves/{metric}"] for metric in metrics}
+    samples = {metric: arrays[f"{i}/samples/{metric}"] for metric in metrics}
+    curves = {metric: arrays[f"{i}/curves/{metric}"] for metric in metrics}
     if len(metrics) == len(config.metrics):
         return Scores(samples, curves)
-    embeddings = arrays[f"{name}/embeddings"]
+    embeddings = arrays[f"{i}/embeddings"]
     return Scores(samples, curves, fvd.fvd_of_samples(embeddings, arrays["real"], frames))
 
 
@@ -296,7 +292,8 @@ def evaluate(
     score_batches(batches, predictors, videos, config, device)
     files = [load_file(path) for path in batches]
     arrays = {key: np.concatenate([file[key] for file in files]) for key in files[0]}
-    return {name: scores_of(name, arrays, config, videos.clip_frames) for name in predictors}
+    frames = videos.clip_frames
+    return {name: scores_of(i, arrays, config, frames) for i, name in enumerate(predictors)}
 
 
 def evaluate_experiment(
@@ -317,7 +314,9 @@ def evaluate_experiment(
         options of prediction, then the trivial predictors.
     """
     config, device = experiment.evaluation, next(model.parameters()).device
-    partial = partial_folder(out, weights_digest(model), config, videos)
+    if not Path(source).exists():
+        raise FileNotFoundError(f"{source} does not exist: name the file of the model")
+    partial = partial_folder(out, model_digest(model), config, videos)
     predictors = all_predictors(model, experiment)
     scores = evaluate(predictors, videos, config, device, partial)
     first = read_clips(videos, list(range(len(videos.clips)))[:EXAMPLES], device)
@@ -333,7 +332,7 @@ def partial_folder(
     """Return the folder in `out` for finished batches.
 
     Its name tells all that scores depend on: predictions, protocol, test set and code. `content`
-    tells the predictions from others, as `weights_digest` does.
+    tells the predictions from others, as `model_digest` does.
     """
     protocol = asdict(config)
     del protocol["batch_size"], protocol["frames_at_once"]  # which the names of the files tell
@@ -342,9 +341,9 @@ def partial_folder(
     return out / "partial" / name
 
 
-def weights_digest(model: VideoModel) -> str:
-    """Return the SHA-256 of a model's weights."""
-    digest = hashlib.sha256()
+def model_digest(model: VideoModel) -> str:
+    """Return the SHA-256 of a model's settings and weights."""
+    digest = hashlib.sha256(repr(model.config).encode())
     for tensor in model.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -239,12 +239,11 @@ class VideoModel(nn.Module, ABC):
         chunk = max(1, at_once // (given.count * frames))
         device = next(self.parameters()).device
         for first in range(0, len(noise[0][0]), chunk):
-            parts = ([field[first : first + chunk] for field in n] for n in noise)
-            fields = zip(*parts, strict=True)
-            joined = type(noise[0])(*(torch.cat(field).to(device) for field in fields))
-            x = self.predict(given, frames, joined, **options).x
+            parts = [[field[first : first + chunk] for field in clip] for clip in noise]
+            joined = (torch.cat(fields).to(device) for fields in zip(*parts, strict=True))
+            x = self.predict(given, frames, type(noise[0])(*joined), **options).x
             yield x.float().unflatten(0, (given.count, -1))
-            del x, joined  # before the next are sampled
+            del x  # before the next are sampled
 
     @abstractmethod
     def _condition(self, clips: Clips) -> Any:

@@ -69,6 +69,14 @@ LEAST_TRUE = 0.1, 0.5  # final probabilities that the GRU sees true keypoints, u
 class Config(ModelConfig):
     """Sizes and objective; defaults are those of the authors' code."""
 
+    terms = {  # noqa: RUF012 (a constant)
+        "image": "squared error per frame / 2",
+        "separation": "likeness of trajectories",
+        "sparsity": "mean of the heat maps",
+        "coordinates": "error of the keypoints / 2",
+        "kl": "KL of z per frame (nats)",
+        "kernels": "squared kernels",
+    }
     conditioning_frames: Count  # P: training frames whose z comes from the posterior (8 there)
     beta: Real  # weight of the KL (0 there, which cannot predict)
     keypoints: Annotated[int, 2] = 64  # K
