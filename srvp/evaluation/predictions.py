@@ -101,7 +101,7 @@ def _open_folder(folder: Path, shape: tuple[int, ...]) -> Predictions:
         video = videos[clip * samples + sample]
         try:
             frames = _read_video(video, grey=expected[1] == 1)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"{folder / video.name} cannot be read ({error})") from None
         if list(frames.shape) != expected:
             raise ValueError(
