@@ -102,7 +102,7 @@ ZEROS = np.zeros(SHAPE, np.uint8)
             ZEROS[:2],
             r"wrong.npz has shape \(2, 1, 6, .*, expected \(3 clips, samples, 6, 1, 64, 64\)",
         ),
-        (ZEROS[:, 1:], r"has shape \(3, 1, 5, 1, 64, 64\), expected .* only their predicted frames"),
+        (ZEROS[:, 1:], r"has shape \(3, 1, 5, 1, 64, 64\), expected .* predicted frames alone"),
         (ZEROS[..., :32], r"has shape \(3, 1, 6, 1, 64, 32\), expected"),
         (ZEROS[0], r"has shape \(6, 1, 64, 64\), expected"),
         (ZEROS.astype(int), r"wrong.npz is int64, expected uint8, or float in \[0, 1\]"),
@@ -133,7 +133,7 @@ def test_folders_that_do_not_fit_are_refused(samples, tmp_path):
     with pytest.raises(ValueError, match=r"small/8/9 has shape \(6, 1, 32, 48\), expected .*64\)"):
         open_predictions(tmp_path / "small", SHAPE).read(0, 0)
     (tmp_path / "small" / "9" / "9" / "7.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"small/9/9 cannot be read \(9/9/7.png is damaged"):
+    with pytest.raises(ValueError, match=r"small/9/9 cannot be read \(9/9/7\.png is damaged"):
         open_predictions(tmp_path / "small", SHAPE).read(1, 0)
 
 

@@ -17,7 +17,7 @@ N clips, S samples, F predicted frames.
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -26,10 +26,13 @@ from torch import Tensor
 
 from srvp.data.prepared import PreparedVideos
 from srvp.devices import pick_device
-from srvp.evaluation.protocol import Predictor, evaluate, partial_folder, trivial_predictors
-from srvp.evaluation.results import Scores, digest, write_scores
+from srvp.evaluation.protocol import Predictor, evaluate, trivial_predictors
+from srvp.evaluation.results import Scores, digest, fingerprint, write_scores
 from srvp.experiment import Experiment
 from srvp.models.interface import Clips
+
+if TYPE_CHECKING:  # decoding needs PyAV and Pillow, which scoring arrays can do without
+    from srvp.data.folders import RawVideo
 
 FORMAT = "an .npz with one array, an .npy, or a folder of videos"
 
@@ -84,14 +87,10 @@ def _read_array(path: Path) -> np.ndarray:
 
 
 def _open_folder(folder: Path, shape: tuple[int, ...]) -> Predictions:
-    # Decoding needs PyAV and Pillow, which scoring arrays can do without.
-    from PIL import Image
-
     from srvp.data.folders import by_number, find_videos
 
     videos = sorted(find_videos(folder), key=lambda video: by_number(video.name))
     clips, *expected = shape
-    mode = "L" if expected[1] == 1 else "RGB"
     samples, rest = divmod(len(videos), clips)
     if rest or not samples:
         raise ValueError(
@@ -101,18 +100,25 @@ def _open_folder(folder: Path, shape: tuple[int, ...]) -> Predictions:
     def read(clip: int, sample: int) -> np.ndarray:
         video = videos[clip * samples + sample]
         try:
-            frames = [Image.fromarray(frame).convert(mode) for frame in video.frames()]
+            frames = _read_video(video, grey=expected[1] == 1)
         except (OSError, ValueError) as error:
             raise ValueError(f"{folder / video.name} cannot be read ({error})") from None
-        found = np.stack([np.atleast_3d(frame) for frame in frames]).transpose(0, 3, 1, 2)
-        if list(found.shape) != expected:
+        if list(frames.shape) != expected:
             raise ValueError(
-                f"{folder / video.name} has shape {found.shape}, expected (frames, channels, "
+                f"{folder / video.name} has shape {frames.shape}, expected (frames, channels, "
                 f"height, width) = {tuple(expected)}"
             )
-        return found
+        return frames
 
     return Predictions(samples, read)
+
+
+def _read_video(video: "RawVideo", grey: bool) -> np.ndarray:
+    from PIL import Image
+
+    mode = "L" if grey else "RGB"
+    frames = [np.atleast_3d(Image.fromarray(frame).convert(mode)) for frame in video.frames()]
+    return np.stack(frames).transpose(0, 3, 1, 2)
 
 
 def evaluate_predictions(
@@ -135,7 +141,7 @@ def evaluate_predictions(
     frames = experiment.predicted_frames
     predictions = open_predictions(path, (len(videos.clips), frames, videos.channels, *videos.size))
     config = replace(experiment.evaluation, samples=predictions.samples)
-    partial = partial_folder(out, digest(path), config, videos)
+    partial = out / "partial" / fingerprint(digest(path), config, videos)
     predictors = {path.stem: _predictor(predictions), **trivial_predictors(frames)}
     device = pick_device(experiment.training.device)
     scores = evaluate(predictors, videos, config, device, partial)
