@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from srvp.config import Experiment
 from torch import Tensor
 from torch.utils.data import DataLoader
-
-from srvp.config import Experiment
 
 
 def add_to_path(checkout: Path) -> None:

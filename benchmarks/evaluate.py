@@ -24,9 +24,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from srvp.config import Experiment, load_experiment
 from torch import Tensor, nn
 
-from srvp.config import Experiment, load_experiment
 from srvp.data.prepared import PreparedVideos
 from srvp.data.sets.moving_mnist import MovingMNIST
 from srvp.data.staging import Fold, Video, write_prepared

@@ -16,8 +16,8 @@ from dataclasses import replace
 from statistics import median
 
 import torch
-
 from srvp.config import load_experiment
+
 from srvp.files import project_root
 from srvp.training.loop import build_model, pick_device
 

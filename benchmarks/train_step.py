@@ -27,12 +27,12 @@ from pathlib import Path
 import authors
 import numpy as np
 import torch
+from srvp.config import Experiment, load_experiment
 from torch.autograd import DeviceType
 from torch.nn import functional as F
 from torch.profiler import profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from srvp.config import Experiment, load_experiment
 from srvp.data.sets import mnist
 from srvp.data.sets.moving_mnist import DETERMINISTIC, MovingMNIST
 from srvp.files import project_root

@@ -60,8 +60,8 @@ def evaluate(
 ) -> None:
     """Score a model on the test clips of an experiment; write what the figures show."""
     from srvp.data import open_test
+    from srvp.evaluation.launch import evaluate_everywhere
     from srvp.evaluation.results import metrics_table
-    from srvp.evaluation.run import evaluate_experiment
     from srvp.store import MODEL_FILE, load_model
 
     if model is not None and out is None:
@@ -75,7 +75,7 @@ def evaluate(
     evaluation = replace(protocol.evaluation, **changes)
     settings = replace(protocol, data=data, evaluation=evaluation).with_model_of(trained)
     videos = open_test(settings.data, _prepared(experiment, prepared))
-    scores = evaluate_experiment(network, settings, videos, path, out)
+    scores = evaluate_everywhere(network, settings, videos, path, out)
     print(metrics_table(scores).round(4).to_string())
 
 

@@ -99,11 +99,6 @@ class EvaluationConfig:
             if metric not in METRICS:
                 raise ConfigError(f"metrics has {metric!r}{suggest(metric, METRICS)}")
 
-    def clips_at_once(self, clip_frames: int) -> int:
-        """Return how many clips to take at a time: `frames_at_once` may leave less room."""
-        predicted = clip_frames - self.conditioning_frames
-        return max(1, min(self.batch_size, self.frames_at_once // predicted))
-
 
 @dataclass(frozen=True)
 class Experiment:
@@ -133,6 +128,7 @@ class Experiment:
                 f"training.frames is {training.frames}: it must exceed the {needed} frames that "
                 "the model needs"
             )
+        self.model.check_training(training.frames)
         if training.validation_frames <= given:
             raise ConfigError(
                 f"training.validation_frames is {training.validation_frames}, which leaves none to "
@@ -176,9 +172,7 @@ class Experiment:
     @property
     def option_names(self) -> list[str]:
         """What tables call the model with each entry of `evaluation.predict`."""
-        _, *others = self.evaluation.predict
-        options = map(self.model.describe_options, others)
-        return [self.name, *(f"{self.name}, {option}" for option in options)]
+        return self.model.option_names(self.name, self.evaluation.predict)
 
 
 def load_experiment(path: Path, name: str) -> Experiment:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from srvp.experiment import load_experiment
 from srvp.files import project_root
 from srvp.schema import suggest
 
@@ -21,6 +22,47 @@ COST = 0.02  # share of the time that drawing may take, at most
 
 class NotebookError(RuntimeError):
     """A notebook could not be run to its end."""
+
+
+def run_stage(name: str, experiment: str | None = None) -> None:
+    """Run a notebook as the pipeline does; the executed copy goes to the results.
+
+    Args:
+        name: of the notebook in `notebooks/`, such as `03_evaluate`.
+        experiment: an entry of `params.yaml`; none for `05_report`, which compares all.
+
+    Raises:
+        ConfigError: there is no such experiment, or a value of it is wrong.
+        NotebookError: see `run_notebook`.
+    """
+    root, known = project_root(), _parameters(name)
+    _refuse_shallow_experiment(root)
+    if (experiment is not None) != ("experiment" in known):
+        needs = "takes no experiment" if experiment else "needs an experiment, such as `quick`"
+        raise NotebookError(f"{name} {needs}")
+    if experiment is None:
+        folder, values = "reports", {"experiments": None, "runs": "runs", "reports": "reports"}
+    else:
+        load_experiment(root / "params.yaml", experiment)  # errors come before anything is written
+        folder = f"runs/{experiment}"
+        model = f"{folder}/model.safetensors"
+        values = {"experiment": experiment, "prepared": f"prepared/{experiment}"}
+        values |= {"model": model, "run": folder}
+    parameters = {key: value for key, value in values.items() if key in known}
+    run_notebook(name, parameters, root / folder / f"{name}.ipynb")
+
+
+def _refuse_shallow_experiment(root: Path) -> None:
+    """Raise where DVC would lose the results of an experiment in a folder of its own.
+
+    It brings them back as a commit, and says nothing if a shallow clone cannot take it.
+    """
+    clone, inside, _ = str(root).partition("/.dvc/tmp/exps/")
+    if inside and (Path(clone) / ".git" / "shallow").is_file():
+        raise NotebookError(
+            f"{clone} is a shallow clone, in which queued and `--temp` experiments vanish: run "
+            "`git fetch --unshallow` there first"
+        )
 
 
 def run_notebook(name: str, parameters: Mapping[str, Any], out: Path) -> None:
@@ -39,26 +81,23 @@ def run_notebook(name: str, parameters: Mapping[str, Any], out: Path) -> None:
     """
     import papermill
 
-    folder = project_root() / "notebooks"
-    path = folder / f"{name}.ipynb"
-    if not path.is_file():
-        names = [other.stem for other in folder.glob("*.ipynb")]
-        raise NotebookError(f"there is no notebook {name!r}{suggest(name, names)}")
-    known = papermill.inspect_notebook(path)
-    for key in parameters.keys() - known.keys():
+    known = _parameters(name)
+    for key in parameters.keys() - known:
         raise NotebookError(f"{name} has no parameter {key!r}{suggest(key, known)}")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(
-            path,
+            project_root() / "notebooks" / f"{name}.ipynb",
             out,
             dict(parameters),
             kernel_name="python3",
-            cwd=folder,
+            cwd=project_root() / "notebooks",
             progress_bar=False,
             stderr_file=sys.stderr,
-            # For nbclient: printed output in one piece per cell, and no warnings of the kernel.
+            # For nbclient: printed output in one piece per cell, patience on a busy machine, and no
+            # warnings of the kernel.
             coalesce_streams=True,
+            iopub_timeout=60,
             extra_arguments=["--log-level=ERROR"],
         )
     except papermill.PapermillExecutionError as error:
@@ -66,6 +105,17 @@ def run_notebook(name: str, parameters: Mapping[str, Any], out: Path) -> None:
         raise NotebookError(
             f"{name} failed in cell [{error.exec_count}]: {message} (see {out})"
         ) from None
+
+
+def _parameters(name: str) -> set[str]:
+    """Return the names in the cell `parameters` of a notebook."""
+    import papermill
+
+    folder = project_root() / "notebooks"
+    names = [path.stem for path in folder.glob("*.ipynb")]
+    if name not in names:
+        raise NotebookError(f"there is no notebook {name!r}{suggest(name, names)}")
+    return set(papermill.inspect_notebook(folder / f"{name}.ipynb"))
 
 
 def require(path: Path, notebook: str, **parameters: Any) -> None:

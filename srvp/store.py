@@ -88,8 +88,8 @@ def current_entry(entry: dict) -> dict:
         model |= {"name": "svg", "prior": prior}
     steps = evaluation.pop("euler_steps", None)
     if steps is not None:
-        residual = model.get("transition") == "residual"
-        evaluation["predict"] = [{"euler_steps": n} for n in steps] if residual else [{}]
+        trained = model.get("euler_steps", 1)
+        evaluation["predict"] = [{} if n == trained else {"euler_steps": n} for n in steps]
     return {**entry, "model": model, "evaluation": evaluation}
 
 

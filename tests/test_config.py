@@ -1,11 +1,14 @@
 import copy
 import json
+import shutil
 from dataclasses import FrozenInstanceError
 
 import pytest
 import yaml
 from conftest import ROOT
-from srvp.config import ConfigError, from_entry, load_experiment, to_entry
+
+from srvp.experiment import ConfigError, from_entry, load_experiment, to_entry
+from srvp.store import current_entry
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 
@@ -26,23 +29,77 @@ def test_experiments_are_frozen(tiny):
 
 def test_run_names_experiments_that_exist():
     assert set(PARAMS["run"]) <= set(PARAMS["experiments"])
+    assert {*PARAMS["train"], *PARAMS["pretrained"]} == set(PARAMS["run"])
+
+
+def test_a_stage_of_training_depends_on_the_weights_that_it_starts_from():
+    for name, start in PARAMS["train"].items():
+        init_from = PARAMS["experiments"][name]["training"].get("init_from")
+        assert start == (init_from or "srvp/models"), name
+
+
+def test_params_yaml_shares_nothing_between_experiments():
+    """`dvc exp run -S` writes a value that is shared by an alias or `<<` elsewhere."""
+    tokens = yaml.scan((ROOT / "params.yaml").read_text())
+    shared = (yaml.AliasToken, yaml.AnchorToken)
+    assert not [t for t in tokens if isinstance(t, shared) or getattr(t, "value", "") == "<<"]
+
+
+def numeric_keys() -> list[str]:
+    """Every number in the experiments of params.yaml, as `dvc exp run -S` names it."""
+
+    def walk(value, key):
+        if isinstance(value, dict):
+            for name, item in value.items():
+                yield from walk(item, f"{key}.{name}")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield key
+
+    return list(walk(PARAMS["experiments"], "experiments"))
+
+
+def test_no_override_of_any_key_is_lost(tmp_path):
+    """Through DVC's own function, all keys of an experiment at once."""
+    from dvc.utils.hydra import apply_overrides
+
+    path = tmp_path / "params.yaml"
+    for name in PARAMS["experiments"]:
+        shutil.copy(ROOT / "params.yaml", path)
+        keys = [k for k in numeric_keys() if k.startswith(f"experiments.{name}.")]
+        apply_overrides(path, [f"{key}={7 + i}" for i, key in enumerate(keys)])
+        changed = yaml.safe_load(path.read_text())
+        for i, key in enumerate(keys):
+            value = changed
+            for part in key.split("."):
+                value = value[part]
+            assert value == 7 + i, key
+        others = {n: e for n, e in changed["experiments"].items() if n != name}
+        expected = {n: e for n, e in PARAMS["experiments"].items() if n != name}
+        assert others == expected
 
 
 @pytest.mark.parametrize(
     ("section", "key", "value", "message"),
     [
         ("model", "nff", 4, r"experiments\.tiny\.model\.nff is not a known key; did you mean 'nf'"),
-        ("model", "nf", None, r"experiments\.tiny\.model\.nf is missing"),
+        ("model", "ny", None, r"experiments\.tiny\.model\.ny is missing"),
         ("model", "nf", 4.5, r"model\.nf is 4\.5; expected a whole number"),
         ("model", "nf", 0, r"model\.nf is 0; expected at least 1"),
         ("model", "nf", True, r"model\.nf is True; expected a whole number"),
         ("model", "architecture", "vggg", r"architecture is 'vggg'; expected one of \['dcgan'"),
-        ("model", "name", "svrp", r"model\.name is 'svrp'; expected one of \['srvp'"),
+        ("model", "name", "srvpp", r"model\.name is 'srvpp'; did you mean 'srvp'"),
         ("model", "inference_frames", 6, r"conditioning_frames is 5, but the model needs 6"),
         ("training", "lr", "1e-3", r"training\.lr is '1e-3'; expected a number \(write 1\.0e-3"),
         ("training", "frames", 5, r"training\.frames is 5: it must exceed"),
         ("training", "constant_steps", -1, r"constant_steps is -1; expected at least 0"),
-        ("data", "dataset", "mnist", r"data\.dataset is 'mnist'; expected one of"),
+        ("data", "dataset", "smnist", r"data\.dataset is 'smnist'; did you mean 'smmnist'"),
+        ("data", "size", 60, r"data\.size is 60; expected a power of two"),
+        ("data", "test_frames", 25.5, r"test_frames is 25\.5; expected a whole number"),
+        ("training", "validation_frames", 5, r"validation_frames is 5, which leaves none"),
+        ("training", "betas", [0.9], r"training\.betas are \[0\.9\]; expected two numbers below 1"),
+        ("training", "lr", float("nan"), r"training\.lr is nan; expected a finite number"),
+        ("evaluation", "metrics", ["psnrr"], r"metrics has 'psnrr'; did you mean 'psnr'"),
+        ("evaluation", "metrics", [], r"metrics is \[\]; expected a list"),
         ("data", "test_frames", 5, r"leaves none of the 5 test frames to predict"),
         (
             "data",
@@ -53,8 +110,9 @@ def test_run_names_experiments_that_exist():
         ("data", "crop", [0, 0, 9, 9], r"data\.crop is for your own videos, .*dataset is smmnist"),
         ("data", "frame_rate", 10, r"data\.frame_rate is for your own videos"),
         ("data", "frame_rate", "fast", r"frame_rate is 'fast'; expected a number, or null"),
-        ("evaluation", "euler_steps", 2, r"euler_steps is 2; expected a list"),
-        ("evaluation", "euler_steps", [1, 0], r"euler_steps\[1\] is 0; expected at least 1"),
+        ("evaluation", "predict", {}, r"predict is \{\}; expected a list"),
+        ("evaluation", "predict", [{"steps": 2}], r"predict\[0\]\.steps is not a known key"),
+        ("evaluation", "predict", [{"euler_steps": 0}], r"euler_steps is 0; expected at least 1"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(tmp_path, section, key, value, message):
@@ -78,14 +136,30 @@ def test_a_crop_has_four_edges():
 
 
 @pytest.mark.parametrize("name", ["svg_tiny", "svg_kth", "smmnist_mlp", "smmnist_gru"])
-@pytest.mark.parametrize("steps", [[2], [1, 2]])
-def test_steps_between_frames_need_a_model_that_takes_them(name, steps):
+def test_steps_between_frames_need_a_model_that_takes_them(name):
     entry = copy.deepcopy(PARAMS["experiments"][name])
-    entry["evaluation"]["euler_steps"] = steps
-    with pytest.raises(ConfigError, match="moves from frame to frame: write") as error:
+    entry["evaluation"]["predict"] = [{}, {"euler_steps": 2}]
+    with pytest.raises(ConfigError, match="euler_steps is not a known key") as error:
         from_entry("other", entry)
-    key = "experiments.other.evaluation.euler_steps"
-    assert str(error.value).startswith(f"{key} is {steps}, but the model")
+    assert str(error.value).startswith("experiments.other.evaluation.predict[1].euler_steps")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("svg_lp", {"name": "svg", "prior": "learned"}),
+        ("svg_fp", {"name": "svg", "prior": "fixed"}),
+    ],
+)
+def test_entries_of_the_first_version_are_read(old, new):
+    """Model files hold the experiment as it was written then."""
+    model = {"name": old, "nf": 4}
+    entry = {"model": model, "evaluation": {"euler_steps": [1], "samples": 3}}
+    assert current_entry(entry)["model"] == {"nf": 4, **new}
+    assert current_entry(entry)["evaluation"] == {"samples": 3, "predict": [{}]}
+    entry["model"] = {"name": "srvp", "euler_steps": 1}
+    entry["evaluation"]["euler_steps"] = [1, 2]
+    assert current_entry(entry)["evaluation"]["predict"] == [{}, {"euler_steps": 2}]
 
 
 def test_an_unknown_experiment_is_one_line_with_a_suggestion():

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from synchronised import synchronise_batch_norm
 from torch import distributed as group
 from torch.multiprocessing import spawn
 
 from srvp.data.staging import Fold, Video, write_prepared
 from srvp.experiment import load_experiment
+from srvp.models.interface import Clips
 from srvp.training import distributed
 from srvp.training.launch import train_everywhere
 from srvp.training.run import Run
@@ -48,7 +50,7 @@ def take_steps(experiment):
         run.model.train()
         shape = (8, experiment.training.frames, 1, 64, 64)
         for _ in range(STEPS):
-            run.update(torch.rand(shape, generator=run.generator))
+            run.update(Clips(torch.rand(shape, generator=run.generator)))
             if run.step == 1:
                 trained = [(n, p) for n, p in run.model.named_parameters() if p.grad is not None]
                 gradients = {name: p.grad.clone() for name, p in trained}
@@ -60,6 +62,7 @@ def take_steps(experiment):
 
 def process(rank: int, processes: int, folder: Path) -> None:
     torch.set_num_threads(1)
+    distributed.synchronise_batch_norm = synchronise_batch_norm  # PyTorch's own needs GPUs
     group.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=processes
     )

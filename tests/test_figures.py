@@ -17,6 +17,7 @@ from matplotlib.text import Annotation
 from PIL import Image, ImageColor
 
 import srvp
+from srvp.evaluation.futures import Futures
 from srvp.report import animation, figures
 from srvp.report.figures.states import around_bounces
 from srvp.report.figures.style import BETWEEN, GIVEN, PREDICTED
@@ -60,7 +61,7 @@ def write(examples, folder):
     for name in ("grid", "curves", "norms"):
         figures.save(drawn[name], folder, name)
     clips = [figures.futures(examples, v) for v in (0, 1)]
-    animation.save(animation.pages(clips, 3), folder, "moving")
+    animation.save(animation.Pages(clips, 3), folder, "moving")
     return {p.name: p.read_bytes() for p in folder.rglob("*.*")}
 
 
@@ -113,7 +114,7 @@ def test_colour_frames_of_any_size_are_drawn():
     video = noise(4, 3, 128, 128)
     grid = figures.sample_grid({"clip": video}, 1, [3])
     assert np.array_equal(shown(grid.axes[0])[1], video[3].transpose(1, 2, 0))
-    page = animation.pages([{"clip": video}], 1)[3]
+    page = animation.Pages([{"clip": video}], 1)[3]
     inside = animation.BORDER + animation.MARGIN
     frame = page[animation.HEADER :][inside:-inside, inside:-inside]
     assert np.array_equal(frame, video[3].transpose(1, 2, 0))
@@ -125,13 +126,14 @@ def test_frames_to_draw_begin_with_the_given_and_end_with_the_last():
 
 
 def test_diversity_is_the_deviation_between_futures():
-    """Two futures, one black and one white in the second frame: they differ by half of 1."""
-    samples = np.zeros((2, 2, 1, 64, 64), np.uint8)
+    """Three futures, of which one is white in the second frame, and all others are black."""
+    samples = np.zeros((3, 2, 1, 64, 64), np.uint8)
     samples[1, 1] = 255
     axes = np.reshape(figures.diversity_maps(samples, [0, 1], 4).axes[:6], (3, 2))
     values = [[float(ax.images[0].get_array().mean()) for ax in row] for row in axes]
-    assert values == [[0, 0], [0, 128], [0, 0.5]]
+    assert values == [[0, 0], [0, 85], [0, pytest.approx(2**0.5 / 3)]]
     assert [ax.get_title() for ax in axes[0]] == ["t = 4", "t = 5"]
+    assert axes[1, 0].get_ylabel() == "mean of 3"
 
 
 def test_rows_at_several_frame_rates_have_their_frames_at_their_times():
@@ -315,7 +317,7 @@ def test_animations_do_not_depend_on_what_memory_held(tmp_path):
 
 
 def test_animation_has_a_page_per_frame_with_green_then_red_borders(examples, tmp_path):
-    animation.save(animation.pages([figures.futures(examples, 0)], 3), tmp_path, "moving")
+    animation.save(animation.Pages([figures.futures(examples, 0)], 3), tmp_path, "moving")
     with Image.open(tmp_path / "figures" / "moving.gif") as gif:
         pages, duration = [], gif.info["duration"]
         for t in range(gif.n_frames):
@@ -336,10 +338,42 @@ def test_animation_has_a_page_per_frame_with_green_then_red_borders(examples, tm
 def test_an_animation_moves_as_the_videos_do(examples):
     """Rows are videos and columns their labels; a frame of 64 pixels is drawn at twice its size."""
     clips = [figures.futures(examples, v) for v in (0, 1)]
-    for t, page in enumerate(animation.pages(clips, 3)):
+    for t, page in enumerate(animation.Pages(clips, 3)):
         cells = page[animation.HEADER :].reshape(2, 140, 4, 140, 3)[:, 6:-6:2, :, 6:-6:2, 0]
         for row, clip in enumerate(clips):
             assert np.array_equal(cells[row].swapaxes(0, 1), [v[t, 0] for v in clip.values()])
+
+
+@pytest.mark.parametrize("samples", [3, 20])
+def test_futures_of_a_video_are_written_beside_what_follows(samples, tmp_path):
+    """Two frames are given and four predicted; the video has only one of these."""
+    futures = Futures(
+        given=noise(2, 1, 64, 64),
+        truth=noise(1, 1, 64, 64),
+        samples=noise(samples, 4, 1, 64, 64),
+        how_read="",
+    )
+    paths = animation.write_futures(futures, tmp_path / "futures.mp4")
+    assert [p.name for p in paths] == ["futures.mp4", "futures.gif", "futures.png"]
+    with av.open(str(paths[0])) as film:
+        pages = [frame.to_ndarray(format="gray") for frame in film.decode(video=0)]
+    zoom, columns = (2, 6) if samples == 3 else (1, 6)
+    cell, inside = 64 * zoom + 12, slice(6, -6)
+    assert len(pages) == 6
+    assert pages[0].shape[1] == cell * min(columns, samples + 1)
+    videos = [np.concatenate([futures.given, sample]) for sample in futures.samples]
+    for i, video in enumerate(videos, start=1):
+        top = i // columns * (22 + cell) + 22
+        left = i % columns * cell
+        for page, frame in zip(pages, video, strict=True):
+            drawn = page[top : top + cell, left : left + cell][inside, inside]
+            error = np.abs(drawn[::zoom, ::zoom].astype(int) - frame[0])
+            assert error.mean() < 12  # noise, compressed; another frame is some 85 away
+    truth = [page[22 : 22 + cell, :cell][inside, inside].mean() for page in pages]
+    assert min(truth[3:]) > 250 and max(truth[:3]) < 150  # white where the video has ended
+    with Image.open(paths[1]) as gif, Image.open(paths[2]) as picture:
+        assert gif.n_frames == 6 and gif.width == 140 * min(6, samples + 1)
+        assert picture.height > picture.width * min(samples, 11) / 12
 
 
 def test_plots_are_stored_in_a_palette_and_photographs_are_not(tmp_path):

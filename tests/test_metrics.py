@@ -1,5 +1,6 @@
 """The table of metrics: every row keeps the contract, and a metric is one file and its row."""
 
+import importlib
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from srvp.files import sha256
 from srvp.metrics.lpips import WEIGHTS, load_lpips
 from srvp.metrics.psnr import psnr
 from srvp.metrics.ssim import ssim
-from srvp.metrics.table import METRICS, Metric, fetch_weights, load_metric, weights_provenance
+from srvp.metrics.table import METRICS, Metric, fetch_weights, weights_provenance
 
 CPU = torch.device("cpu")
 PER_FRAME = [name for name, metric in METRICS.items() if metric.per_frame]
@@ -30,7 +31,7 @@ def load(name):
         fetch_weights([name])
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    return load_metric(name, CPU)
+    return importlib.import_module(f"srvp.metrics.{METRICS[name].module}").load(CPU)
 
 
 def frames(size=32):
@@ -89,7 +90,7 @@ def test_a_metric_is_a_file_and_its_row(tmp_path, monkeypatch):
     monkeypatch.setitem(METRICS, "error", row)
     truth, samples = frames()
     expected = (samples - truth[:, None]).abs().flatten(3).max(dim=3).values
-    assert torch.equal(load_metric("error", CPU)(truth)(samples), expected)
+    assert torch.equal(load("error")(truth)(samples), expected)
 
 
 def test_the_table_imports_no_network():
@@ -116,6 +117,5 @@ def test_only_the_weights_that_metrics_need_are_fetched(tmp_path, monkeypatch):
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)  # as if it were not installed
     monkeypatch.delitem(sys.modules, "srvp.metrics.lpips")
-    for use in (fetch_weights, lambda names: load_metric(*names, CPU)):
-        with pytest.raises(ImportError, match=r"lpips.*install the packages of srvp\[metrics\]"):
-            use(["lpips"])
+    with pytest.raises(ImportError, match=r"lpips.*install the packages of srvp\[metrics\]"):
+        fetch_weights(["lpips"])

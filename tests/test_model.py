@@ -292,7 +292,9 @@ def test_mlp_and_gru_have_no_residual_and_no_step_size(transition, x):
     noise = model.draw_noise(B, T + 3, generator())
     with pytest.raises(ValueError, match="options.euler_steps is not a known key"):
         model.predict(model.condition(x), 3, noise, euler_steps=2)
-    with pytest.raises(ConfigError, match=f"euler_steps is 2; expected 1 for the transition {transition}"):
+    with pytest.raises(
+        ConfigError, match=f"euler_steps is 2; expected 1 for the transition {transition}"
+    ):
         make(transition=transition, euler_steps=2)
 
 

@@ -1,14 +1,17 @@
 """Running a notebook, and the curves that grow in it."""
 
+import re
 import subprocess
 import sys
 from itertools import pairwise
 
 import nbformat
 import pytest
+from conftest import ROOT
 
 from srvp import notebook
-from srvp.notebook import COST, REFRESH, LiveCurves, NotebookError, require, run_notebook
+from srvp.notebook import COST, REFRESH, LiveCurves, NotebookError, require, run_notebook, run_stage
+from srvp.schema import ConfigError
 
 PARAMETERS = "greeting = 'none'\nfails = False"
 PRINTING = """
@@ -82,6 +85,36 @@ def test_an_unknown_notebook_or_parameter_is_named(repository):
     with pytest.raises(NotebookError, match="no parameter 'greetings'; did you mean 'greeting'?"):
         run_notebook("01_probe", {"greetings": "20"}, repository / "out.ipynb")
     assert not (repository / "out.ipynb").exists()
+
+
+def test_a_stage_of_the_pipeline_has_the_parameters_that_its_notebook_takes(monkeypatch):
+    ran = []
+    monkeypatch.setattr(notebook, "run_notebook", lambda *arguments: ran.append(arguments))
+    for name in ("01_prepare", "03_evaluate"):
+        run_stage(name, "quick")
+    run_stage("05_report")
+    data = {"experiment": "quick", "prepared": "prepared/quick"}
+    results = {"run": "runs/quick", "model": "runs/quick/model.safetensors"}
+    comparison = {"experiments": None, "runs": "runs", "reports": "reports"}
+    assert ran == [
+        ("01_prepare", data, ROOT / "runs" / "quick" / "01_prepare.ipynb"),
+        ("03_evaluate", data | results, ROOT / "runs" / "quick" / "03_evaluate.ipynb"),
+        ("05_report", comparison, ROOT / "reports" / "05_report.ipynb"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (("03_evaluate",), "03_evaluate needs an experiment"),
+        (("05_report", "quick"), "05_report takes no experiment"),
+        (("03_evaluat", "quick"), "did you mean '03_evaluate'?"),
+        (("03_evaluate", "quik"), "did you mean 'quick'?"),
+    ],
+)
+def test_an_impossible_stage_is_one_line(stage, message):
+    with pytest.raises((NotebookError, ConfigError), match=re.escape(message)):
+        run_stage(*stage)
 
 
 def test_an_earlier_notebook_runs_only_if_its_result_is_missing(tmp_path, monkeypatch):

@@ -6,12 +6,13 @@ import shutil
 import subprocess
 import sys
 
-import papermill
 import pytest
 import raw_archives
 import yaml
 from conftest import ROOT
 from safetensors.numpy import load_file
+
+from srvp.notebook import run_notebook
 
 TEST_FRAMES = {"kth": 8, "human36m": 7, "bair": 30}
 GIVEN = {"kth": 4, "human36m": 4, "bair": 2}
@@ -38,7 +39,8 @@ def pipeline(tmp_path_factory):
     raw_archives.write_bair(root / "data" / "bair")
     published = yaml.safe_load((ROOT / "params.yaml").read_text())["experiments"]
     experiments = {name: shrunk(name, published[name]) for name in TEST_FRAMES}
-    params = {"run": list(experiments), "published": {}, "experiments": experiments}
+    params = {"run": list(experiments), "train": dict.fromkeys(experiments, "srvp/models")}
+    params |= {"pretrained": [], "experiments": experiments}
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     shutil.copy(ROOT / "dvc.yaml", root)
     for folder in ("notebooks", "srvp"):
@@ -72,8 +74,8 @@ def test_the_report_has_a_row_for_every_data_set(pipeline):
     assert all(f"`runs/{name}`" in table for name in TEST_FRAMES)
 
 
-def test_real_videos_go_through_the_notebooks(tmp_path):
-    """The last notebook, run on its own, asks for the ones before: the whole pipeline."""
+def test_real_videos_go_through_the_notebooks(tmp_path, monkeypatch):
+    """A notebook that is opened on its own asks for the ones before."""
     folds = {"carphone_pristine": "test", "carphone_distorted": "validation"}
     for path in raw_archives.real_videos():
         folder = tmp_path / "data" / "videos" / folds.get(path.stem, "train")
@@ -85,12 +87,9 @@ def test_real_videos_go_through_the_notebooks(tmp_path):
     tiny["training"] |= {"validation_frames": 8, "frames": 8, "constant_steps": 2, "decay_steps": 0}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"experiments": {"tiny": tiny}}))
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
-    papermill.execute_notebook(
-        tmp_path / "notebooks" / "04_figures.ipynb",
-        tmp_path / "04_figures.ipynb",
-        kernel_name="python3",
-        cwd=tmp_path / "notebooks",
-        progress_bar=False,
-    )
+    monkeypatch.setenv("SRVP_ROOT", str(tmp_path))
+    run_notebook("02_train", {}, tmp_path / "02_train.ipynb")  # asks for 01_prepare
+    own = {"model": "scratch/tiny/model.safetensors", "run": "scratch/tiny"}
+    run_notebook("04_figures", own, tmp_path / "04_figures.ipynb")  # asks for 03_evaluate
     made = {path.name for path in (tmp_path / "scratch" / "tiny").rglob("*.*")}
     assert {"manifest.json", "model.safetensors", "metrics.json", "predictions.gif"} <= made

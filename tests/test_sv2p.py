@@ -226,7 +226,7 @@ def test_scheduled_sampling_picks_as_many_true_frames_as_the_rate_says() -> None
 def test_posterior_tells_the_length_that_it_needs() -> None:
     model = config().build(VideoShape(1, SIZE))
     r = model.draw_randomness(COUNT, FRAMES - 1, 1, generator())
-    with pytest.raises(ValueError, match="posterior_frames is 4: make them equal"):
+    with pytest.raises(ConfigError, match=r"training.frames is 3, but model.posterior_frames is 4"):
         model.loss(clips(1).until(FRAMES - 1), r)
 
 

@@ -15,14 +15,14 @@ from torch import nn
 from srvp.data.prepared import PreparedVideos
 from srvp.data.staging import Fold, Video, write_prepared
 from srvp.devices import autocast
-from srvp.evaluation.protocol import evaluate_experiment, write_examples
-from srvp.evaluation.results import curves_table, write_scores
+from srvp.evaluation.launch import evaluate_everywhere
+from srvp.evaluation.results import curves_table
 from srvp.experiment import ConfigError, from_entry, to_entry
 from srvp.models import svg
 from srvp.models.interface import VideoShape
 from srvp.models.svg import SVG, Noise
 from srvp.report import animation, figures
-from srvp.store import build_model, load_model
+from srvp.store import build_model, load_model, save_model
 from srvp.training.loop import read_checkpoint, train
 from srvp.training.run import Run
 
@@ -389,16 +389,14 @@ def train_evaluate_and_draw(experiment, videos, clips, out) -> pd.DataFrame:
     train(experiment, videos, out, log=rows.append)
     model, saved = load_model(out / "model.safetensors")
     assert saved == experiment
-    scores = evaluate_experiment(model, experiment, clips, out)
     name = experiment.name
-    write_scores(scores, experiment, out / "model.safetensors", out)
-    write_examples(model, experiment, clips, scores[name], out / "examples.safetensors")
+    scores = evaluate_everywhere(model, experiment, clips, out / "model.safetensors", out)
     history, examples = pd.DataFrame(rows), load_file(out / "examples.safetensors")
     figures.save(figures.training_curves(history, {}), out, "training_curves")
     figures.save(figures.metric_curves(curves_table(scores, experiment)), out, "metric_curves")
     rows = figures.futures(examples, 0)
     figures.save(figures.sample_grid(rows, 5, [0, 4, 5, 10]), out, "samples")
-    animation.save(animation.pages([rows], 5), out, "predictions")
+    animation.save(animation.Pages([rows], 5), out, "predictions")
     assert len(list((out / "figures").iterdir())) == 4
     assert json.loads((out / "metrics.json").read_text())[name]["psnr"] > 0
     return history
@@ -432,9 +430,12 @@ def test_scores_do_not_depend_on_batches_or_processes(tiny, clips, tmp_path):
     experiment = small(tiny, model.config)
     cut = replace(experiment.evaluation, batch_size=3, frames_at_once=7)
     cut = replace(experiment, evaluation=cut)
-    whole = evaluate_experiment(model, experiment, clips, tmp_path / "whole")["tiny"].samples
+    file = tmp_path / "model.safetensors"
+    save_model(model, experiment, file)
+    whole = evaluate_everywhere(model, experiment, clips, file, tmp_path / "whole")["tiny"].samples
     devices = 2 * [torch.device("cpu")]
-    shared = evaluate_experiment(model, cut, clips, tmp_path / "cut", devices)["tiny"].samples
+    shared = evaluate_everywhere(model, cut, clips, file, tmp_path / "cut", devices)
+    shared = shared["tiny"].samples
     assert whole["psnr"].std(axis=1).mean() > 2e-4  # samples differ, by ten times the tolerance
     for metric, values in whole.items():  # 2e-5: batches of other sizes round otherwise
         np.testing.assert_allclose(shared[metric], values, rtol=0, atol=2e-5)

@@ -29,7 +29,7 @@ def is_cut(file: BinaryIO) -> bool | None:
     size = file.seek(0, io.SEEK_END)
 
     def read(at: int, count: int) -> bytes:
-        file.seek(at)
+        file.seek(min(at, size))
         found = file.read(count)
         if len(found) < count:
             raise EOFError
@@ -77,7 +77,7 @@ _BOXES = set(b"ftyp styp moov moof mdat free skip wide pnot uuid udta meta sidx 
 
 
 def _chunk(read: Read, at: int) -> int | None:
-    """AVI."""
+    """AVI, WebP."""
     kind, length = struct.unpack("<4sI", read(at, 8))
     if not (kind.isascii() and kind.decode().isprintable()):
         return None
@@ -97,11 +97,11 @@ def _element(read: Read, at: int) -> int | None:
     mask = (1 << 7 * digits) - 1
     length = int.from_bytes(read(at + bits, digits)) & mask
     body = at + bits + digits
-    if kind == b"\x18\x53\x80\x67":  # the segment: all that follows
-        if length != mask and length:
-            read(body + length - 1, 1)
+    if length == mask:  # not known when it was written
         return body
-    return body if length == mask else body + length  # a live recording's clusters have no length
+    read(body + max(length, 1) - 1, 1)
+    inside = kind in (b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75")  # the segment and its clusters
+    return body if inside else body + length
 
 
 def _object(read: Read, at: int) -> int | None:
@@ -123,23 +123,22 @@ def _flv(read: Read, size: int) -> bool | None:
     return _walk(read, size, step=_tag, start=13)
 
 
-def _page(read: Read, at: int) -> int | None:
-    """Ogg. The last page is marked."""
-    kind, _, flags, count = struct.unpack("<4sBB20xB", read(at, 27))
-    if kind != b"OggS":
-        return None
-    after = at + 27 + count + sum(read(at + 27, count))
-    if flags & 4:
-        read(after - 1, 1)
-        return _next_page(read, after)
-    return after
+def _ogg(read: Read, size: int) -> bool:
+    """Ogg: the last page is marked, and its frames do not end in zeros."""
+    at = flags = 0
+    while at < size:
+        kind, _, flags, count = struct.unpack("<4sBB20xB", read(at, 27))
+        if kind != b"OggS":
+            return True
+        at += 27 + count + sum(read(at + 27, count))
+    return at > size or not flags & 4 or not any(read(size - 16, 16))
 
 
-def _next_page(read: Read, at: int) -> int:
-    try:
-        return at if read(at, 4) == b"OggS" else WHOLE
-    except EOFError:
+def _png_chunk(read: Read, at: int) -> int | None:
+    length, kind = struct.unpack(">I4s4x", read(at, 12))
+    if kind == b"IEND":
         return WHOLE
+    return at + 12 + length if kind.isalpha() else None
 
 
 def _pack(read: Read, at: int) -> int | None:
@@ -194,13 +193,14 @@ def _ends_with_picture(read: Read, size: int) -> bool:
 
 _CONTAINERS = {
     rb".{4}(ftyp|moov|mdat|wide|free|skip|pnot|styp)": partial(_walk, step=_box),
-    rb"RIFF.{4}AVI": partial(_walk, step=_chunk),
+    rb"RIFF.{4}(AVI|WEBP)": partial(_walk, step=_chunk),
     rb"\x1a\x45\xdf\xa3": partial(_walk, step=_element),
     rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11": partial(_walk, step=_object),
     rb"FLV": _flv,
-    rb"OggS": partial(_walk, step=_page, marked=True),
+    rb"OggS": _ogg,
     rb"\x00\x00\x01\xba": partial(_walk, step=_pack),
     rb"GIF8": _gif,
+    rb"\x89PNG": partial(_walk, step=_png_chunk, start=8, marked=True),
     rb"G|.{4}G": _transport,
     rb"\xff\xd8\xff": _ends_with_picture,
 }

@@ -14,8 +14,7 @@ LONGEST_HOLD = 1800  # seconds; longer gaps come from damaged time stamps, and w
 
 def shown(
     frames: Iterable[VideoFrame],
-    stream: VideoStream | None,
-    name: str,
+    stream: VideoStream | None = None,
     *,
     rate: float | None = None,
     size: tuple[int, int] | None = None,
@@ -26,7 +25,6 @@ def shown(
     Args:
         frames: as decoded.
         stream: that they come from; None for frames from elsewhere.
-        name: of the file, for messages.
         rate: frames per second, for which the filter `fps` repeats or drops frames.
         size: height and width to scale to, bicubically.
         square: scale the width of frames whose pixels are not square, so that they are.
@@ -34,19 +32,25 @@ def shown(
     Raises:
         ValueError: a frame would be repeated for more than `LONGEST_HOLD` seconds.
     """
-    graph = None
-    for frame in frames:
+    graph = last = None
+    for frame in _timed(frames):
+        end = (frame.time or 0) + float((frame.duration or 0) * (frame.time_base or 0))
+        if rate and end - (frame.time or 0 if last is None else last) > LONGEST_HOLD:
+            raise ValueError(f"a gap of more than {LONGEST_HOLD} seconds between two frames")
+        last = end
         if graph is None:
+            if rate and frame.pts is None:
+                raise ValueError("frames without times, which a rate needs")
             turn = Turn.of(frame)
             alpha = any(component.is_alpha for component in frame.format.components)
             upright = size[::-1] if size and turn.transposed else size
             graph = _graph(frame, stream, rate, upright, square, "rgba" if alpha else "rgb24")
         graph.push(frame)
-        for image in _pull(graph, rate, name):
+        for image in _pull(graph):
             yield turn(on_black(image) if alpha else image)
     if graph is not None:
         graph.push(None)
-        for image in _pull(graph, rate, name):
+        for image in _pull(graph):
             yield turn(on_black(image) if alpha else image)
 
 
@@ -77,21 +81,32 @@ def _graph(
     return graph
 
 
-def _pull(graph: Graph, rate: float | None, name: str) -> Iterator[np.ndarray]:
+def _timed(frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
+    """Give frames the times that ffmpeg takes: those of decoding if those of showing go back.
+
+    AVI knows no times of showing, so B-frames get wrong ones.
+    """
+    faulty = {"pts": 0, "dts": 0}
+    last: dict[str, int | None] = {"pts": None, "dts": None}
+    for frame in frames:
+        times = {"pts": frame.pts, "dts": frame.dts}
+        for kind, other in (("dts", "pts"), ("pts", "dts")):
+            time = times[kind]
+            if time is not None and last[kind] is not None:
+                faulty[kind] += time <= last[kind]
+            last[kind] = times[other] if time is None else time
+        if times["dts"] is not None and (faulty["pts"] > faulty["dts"] or times["pts"] is None):
+            frame.pts = times["dts"]
+        yield frame
+
+
+def _pull(graph: Graph) -> Iterator[np.ndarray]:
     """Yield the frames that the filters have ready."""
-    count = 0
     while True:
         try:
-            frame = graph.pull()
+            yield graph.pull().to_ndarray()
         except (av.BlockingIOError, av.EOFError):  # needs more input; has ended
             return
-        count += 1
-        if rate and count > max(1, LONGEST_HOLD * rate):
-            raise ValueError(
-                f"{name} has a gap of more than {LONGEST_HOLD} seconds between two frames: its "
-                "time stamps are damaged; leave frame_rate out, or replace or remove the file"
-            )
-        yield frame.to_ndarray()
 
 
 class Turn(NamedTuple):
@@ -113,7 +128,12 @@ class Turn(NamedTuple):
 
         The matrix takes (x, y) to (a x + c y, b x + d y).
         """
-        matrix = frame.side_data.get("DISPLAYMATRIX")
+        try:
+            matrix = frame.side_data.get("DISPLAYMATRIX")
+        except ValueError:  # PyAV 18 does not know all kinds of side data, such as EXIF
+            return (cls(), cls(True, True), cls(False, True, True), cls(True, False, True))[
+                round(frame.rotation / 90) % 4
+            ]
         if matrix is None:
             return cls()
         a, b, _, c, d = (int(n) for n in np.frombuffer(matrix, np.int32)[:5])

@@ -236,7 +236,7 @@ def _in_folder(files: list[Path], left_out: dict[Path, str]) -> dict[str, _Seque
     numbered: dict[tuple[str, str, str], list[Path]] = {}
     for path in files:
         if path.suffix.lower() in PICTURE_SUFFIXES:
-            if path.stem.lower() in stems:
+            if path.stem.lower() in stems and not _is_film(path):
                 left_out[path] = "a picture of the video of the same name"
             else:
                 numbered.setdefault(_pattern(path), []).append(path)

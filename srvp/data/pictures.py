@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from av import VideoFrame
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from srvp.data.ends import is_cut
 from srvp.data.filters import on_black, shown
 
 # Not EPS, which would run a program, nor formats that hold no photographs.
@@ -32,7 +33,7 @@ class PictureError(ValueError):
 def count_pictures(path: Path, name: str, *, at_most: int | None = None) -> int:
     """Return how many pictures a file holds. Errors are those of `read_picture`."""
     with _opened(path, name) as image:
-        return len(list(islice(_numbers(image), at_most)))
+        return len(_numbers(image, at_most))
 
 
 def read_picture(path: Path, name: str) -> np.ndarray:
@@ -43,7 +44,7 @@ def read_picture(path: Path, name: str) -> np.ndarray:
         OSError: it cannot be opened.
     """
     with _opened(path, name) as image:
-        numbers = list(islice(_numbers(image), 2))
+        numbers = _numbers(image, at_most=2)
         if len(numbers) > 1:
             raise PictureError("holds many pictures, but is one of several numbered files")
         return _rgb(image, numbers[0])
@@ -65,7 +66,7 @@ def read_pictures(path: Path, name: str, *, rate: float | None = None) -> Iterat
     first, seconds = next(pictures)
     pictures = chain([(first, seconds)], pictures)
     if rate and seconds:
-        yield from shown(_as_video(pictures), None, name, rate=rate)
+        yield from shown(_as_video(pictures), rate=rate)
     else:
         yield from (picture for picture, _ in pictures)
 
@@ -74,7 +75,7 @@ def _timed(path: Path, name: str) -> Iterator[tuple[np.ndarray, float]]:
     """Yield each picture of a file and for how many seconds it is shown."""
     with _opened(path, name) as image:
         size = None
-        for number in list(_numbers(image)):
+        for number in _numbers(image):
             picture = _rgb(image, number)
             if size not in (None, picture.shape):
                 raise PictureError("holds pictures of several sizes")
@@ -98,7 +99,9 @@ def _opened(path: Path, name: str) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings(action="ignore"):
             image = Image.open(path, "r", FORMATS)
-        with image:
+        with image, open(path, "rb") as file:
+            if image.format in ("GIF", "PNG", "WEBP") and is_cut(file):
+                raise PictureError("is truncated")
             if image.width * image.height > MAX_PIXELS:
                 raise PictureError(f"has {image.width}x{image.height} pixels, over {MAX_PIXELS}")
             yield image
@@ -116,16 +119,21 @@ def _opened(path: Path, name: str) -> Iterator[Image.Image]:
         ) from None
 
 
-def _numbers(image: Image.Image) -> Iterator[int]:
-    """Yield the numbers of the pictures that count: no previews, masks or second eyes."""
-    for number in range(1 if image.format == "MPO" else getattr(image, "n_frames", 1)):
-        if image.format == "TIFF":
-            image.seek(number)
-            if image.tag_v2.get(SUBFILE, 0) & 0b101:
-                continue
-        elif number == 0 and getattr(image, "default_image", False):
-            continue  # a PNG's picture for viewers that do not know animation
-        yield number
+def _numbers(image: Image.Image, at_most: int | None = None) -> list[int]:
+    """Return the numbers of the pictures that count: no previews, masks or second eyes."""
+    numbers = []
+    with warnings.catch_warnings(action="ignore"):
+        for number in range(1 if image.format == "MPO" else getattr(image, "n_frames", 1)):
+            if image.format == "TIFF":
+                image.seek(number)
+                counts = not image.tag_v2.get(SUBFILE, 0) & 0b101
+            else:  # a PNG may have a picture for viewers that do not know animation
+                counts = number > 0 or not getattr(image, "default_image", False)
+            if counts:
+                numbers.append(number)
+            if len(numbers) == at_most:
+                break
+    return numbers
 
 
 def _rgb(image: Image.Image, number: int) -> np.ndarray:

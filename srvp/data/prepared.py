@@ -20,6 +20,7 @@ import mmap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from itertools import count as count_from
 from pathlib import Path
 
@@ -115,6 +116,11 @@ class PreparedVideos:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __reduce__(self) -> tuple:
+        """Let another process open the files itself: memory maps cannot be handed over."""
+        reopen = partial(PreparedVideos.open, with_actions=self.actions is not None)
+        return reopen, (self.folder,), {"clips": self.clips}
 
     def array(self, name: str) -> np.ndarray:
         """Return an array with a row per frame of all videos, memory-mapped, such as `actions`."""

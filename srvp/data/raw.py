@@ -28,23 +28,30 @@ OPTIONS = {
 }
 
 
+class DamagedError(ValueError):
+    """A raw file that cannot be read; the message names it and is one line."""
+
+
 @contextmanager
 def open_video(source: Path | BinaryIO, name: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a video file, and yield its container and the stream of its pictures.
 
     Raises:
-        ValueError: the file is empty, damaged, too large, or holds no pictures.
+        DamagedError: the file is empty, damaged, too large, or holds no pictures.
         OSError: it cannot be opened.
     """
-    try:
-        with _opened(source) as file, av.open(file, **OPTIONS) as container:
-            stream = _pictures(container, name)
-            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-            stream.codec_context.thread_count = 1  # other cores decode other videos
-            yield container, stream
-    except (av.FFmpegError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or "too large"
-        raise ValueError(f"{name} is damaged or no video ({reason}): {REPLACE}") from None
+    with _opened(source) as file:
+        try:
+            with av.open(_Positions(file), **OPTIONS) as container:
+                stream = _pictures(container, name)
+                stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+                stream.codec_context.thread_count = 1  # other cores decode other videos
+                yield container, stream
+        except DamagedError:
+            raise
+        except (av.FFmpegError, ValueError, ArithmeticError, MemoryError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or "too large"
+            raise DamagedError(f"{name} is damaged or no video ({reason}): {REPLACE}") from None
 
 
 def _opened(source: Path | BinaryIO) -> AbstractContextManager[BinaryIO]:
@@ -54,16 +61,35 @@ def _opened(source: Path | BinaryIO) -> AbstractContextManager[BinaryIO]:
     return nullcontext(source)
 
 
+class _Positions:
+    """An open file that answers to a position outside of it as libav expects, with -1."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.name = file, getattr(file, "name", "")
+        self.read, self.tell = file.read, file.tell
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self.file.seek(offset, whence)
+        except (OSError, ValueError):  # damaged files hold damaged positions
+            return -1
+
+
 def _pictures(container: InputContainer, name: str) -> VideoStream:
     """Return the stream of pictures that players show; the cover of a piece of music is none."""
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         held = "sound and no video" if container.streams.audio else "no video"
-        raise ValueError(f"{name} holds {held}: {REPLACE}")
+        raise DamagedError(f"{name} holds {held}: {REPLACE}")
+    brand = container.metadata.get("major_brand")
+    if container.format.name.endswith("_pipe") or brand in ("avif", "avis", "heic", "mif1"):
+        raise DamagedError(f"{name} is a picture named as a video: rename it, then run again")
     best = container.streams.best("video")
     stream = best if best in streams else streams[0]
     if stream.codec_context is None:
-        raise ValueError(f"{name} has a codec that PyAV does not know: convert it, then run again")
+        raise DamagedError(
+            f"{name} has a codec that PyAV does not know: convert it, then run again"
+        )
     return stream
 
 
@@ -91,28 +117,35 @@ def decode(
         square: scale the width of frames whose pixels are not square, so that they are.
 
     Raises:
-        ValueError: the file is empty, damaged, truncated, too large or not a video.
+        DamagedError: the file is empty, damaged, truncated, too large or not a video.
         OSError: it cannot be opened.
     """
     with _opened(source) as file:
         cut = False if truncated else is_cut(file)
     if cut:
-        raise ValueError(f"{name} is truncated, its container announces more: {REPLACE}")
+        raise DamagedError(f"{name} is truncated, its container announces more: {REPLACE}")
     with open_video(source, name) as (container, stream):
-        frames = _frames(container, stream, name, checked=cut is False)
-        yield from shown(frames, stream, name, rate=rate, size=size, square=square)
+        frames = _frames(container, stream, name, whole=cut is False)
+        yield from shown(frames, stream, rate=rate, size=size, square=square)
 
 
 def _frames(
-    container: InputContainer, stream: VideoStream, name: str, checked: bool
+    container: InputContainer, stream: VideoStream, name: str, whole: bool
 ) -> Iterator[VideoFrame]:
-    """Yield the frames as decoded; raise at the end if it comes too early, unless `checked`."""
+    """Yield the frames as decoded; raise at the end if frames lack.
+
+    Args:
+        container, stream: an open video.
+        name: of the file, for messages.
+        whole: the container is known to be whole; else its own count of frames counts.
+    """
     decoder = _decoder(stream)
-    packets = decoded = end = 0
+    decoded = packets = large = end = 0
     partial = False
     for packet in container.demux(stream):
         if packet.size:
             packets, end = packets + 1, (packet.pos or 0) + packet.size
+            large += packet.size > 16  # smaller ones say that the last frame stays
             partial = partial or packet.is_corrupt
         try:
             frames = decoder.decode(packet)
@@ -122,12 +155,12 @@ def _frames(
             continue  # a recording that starts between two key frames
         decoded += len(frames)
         yield from frames
-    if not decoded:
-        raise ValueError(f"{name} holds no frame that can be decoded: {REPLACE}")
     if container.format.name == "yuv4mpegpipe":
         partial = end != container.size
-    if not checked and (partial or packets < min(stream.frames - 1, 0.98 * stream.frames)):
-        raise ValueError(f"{name} is truncated, only {decoded} frames decode: {REPLACE}")
+    if not whole and (partial or packets < min(stream.frames - 1, 0.98 * stream.frames)):
+        raise DamagedError(f"{name} is truncated, only {decoded} frames decode: {REPLACE}")
+    if 2 * decoded + 2 < large or not decoded:  # a frame may be two packets, one for each field
+        raise DamagedError(f"{name} is damaged, only {decoded} of its frames decode: {REPLACE}")
 
 
 def count_frames(source: Path | BinaryIO, name: str) -> tuple[int, float | None]:
@@ -136,11 +169,11 @@ def count_frames(source: Path | BinaryIO, name: str) -> tuple[int, float | None]
     Frames are counted in the index of the file, or by their packets; they are not decoded.
 
     Raises:
-        ValueError, OSError: see `open_video`.
+        DamagedError, OSError: see `open_video`.
     """
     with open_video(source, name) as (container, stream):
-        index = stream.index_entries if stream.frames else ()  # complete in MP4 and MOV
-        packets = index if container.format.name.startswith("mov") else container.demux(stream)
+        indexed = stream.frames and container.format.name.startswith("mov")  # MP4 and others
+        packets = stream.index_entries if indexed else container.demux(stream)
         count = sum(packet.size > 0 and not packet.is_discard for packet in packets)
         return count, float(stream.average_rate) if stream.average_rate else None
 

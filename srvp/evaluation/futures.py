@@ -50,6 +50,10 @@ def predict_futures(
     Raises:
         ValueError: the video is damaged or too short, or the model needs actions.
     """
+    if not Path(video).exists():
+        raise FileNotFoundError(
+            f"{video} does not exist: name a video, a GIF or a folder of pictures"
+        )
     count = given or experiment.evaluation.conditioning_frames
     clip, how_read = read_clip(
         video, size=model.shape.size, channels=model.shape.channels, crop=crop, rate=rate

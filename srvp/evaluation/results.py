@@ -4,26 +4,27 @@ Shapes: N videos, S samples of each, F predicted frames.
 """
 
 import hashlib
-import json
 import shutil
 import subprocess
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load_file
+import torch
+from safetensors.numpy import save_file
+from torch import Tensor
 
 from srvp import __version__
-from srvp.data.prepared import PreparedVideos
-from srvp.experiment import EvaluationConfig, Experiment, to_entry
+from srvp.experiment import Experiment, to_entry
 from srvp.files import atomic_write, sha256, write_json
-from srvp.metrics.fvd import FVD, FVD_REPEATS, JACKKNIFE_GROUPS, fvd
+from srvp.metrics.fvd import FVD, FVD_REPEATS, JACKKNIFE_GROUPS
 from srvp.metrics.table import METRICS, weights_provenance
-from srvp.models.interface import VideoModel
+from srvp.models.interface import Clips
 
+EXAMPLES = 8  # test clips whose futures figures show
 STUDENT_T = (12.706, 4.303, 3.182, 2.776)  # 97.5 % quantiles for 1 to 4 degrees of freedom
 
 
@@ -89,33 +90,6 @@ def summarise_repetitions(values: np.ndarray) -> Summary:
     """Return the mean of 2 to 5 values and the half width of its 95 % interval (Student's t)."""
     error = values.std(ddof=1) / np.sqrt(len(values))
     return Summary(float(values.mean()), float(STUDENT_T[len(values) - 2] * error))
-
-
-def load_scores(
-    files: Sequence[Path], predictors: Sequence[str], config: EvaluationConfig, frames: int
-) -> dict[str, Scores]:
-    """Return the scores of predictors from the files of all batches.
-
-    Args:
-        files: of the batches, in order, as `Scorer.score` returns them.
-        predictors: their names.
-        config: the protocol.
-        frames: of a clip, given and predicted.
-    """
-    joined = [load_file(path) for path in files]
-    arrays = {key: np.concatenate([batch[key] for batch in joined]) for key in joined[0]}
-    of_frames = [metric for metric in config.metrics if METRICS[metric].per_frame]
-    scores = {}
-    for name in predictors:
-        repetitions: tuple = ()
-        if len(of_frames) < len(config.metrics):
-            real, generated = arrays["real"], arrays[f"{name}/embeddings"].swapaxes(0, 1)
-            single = len(generated) == 1
-            repetitions = tuple(fvd(sample, real, frames, interval=single) for sample in generated)
-        samples = {metric: arrays[f"{name}/samples/{metric}"] for metric in of_frames}
-        curves = {metric: arrays[f"{name}/curves/{metric}"] for metric in of_frames}
-        scores[name] = Scores(samples, curves, repetitions)
-    return scores
 
 
 def metrics_table(scores: dict[str, Scores]) -> pd.DataFrame:
@@ -190,6 +164,41 @@ def write_scores(
     shutil.rmtree(out / "partial", ignore_errors=True)
 
 
+@torch.inference_mode()
+def write_examples(
+    predict: Callable[[Clips, list[int], Sequence[int]], Iterator[Tensor]],
+    clips: Clips,
+    n_given: int,
+    scores: Scores,
+    out: Path,
+) -> None:
+    """Sample the best, a random and the worst future of the first test clips again, for figures.
+
+    `examples.safetensors` has, as uint8, `truth` `(B, T, C, H, W)` and of the predicted frames
+    `random`, the first sample, and `METRIC.best` and `METRIC.worst` for every metric of frames, all
+    `(B, F, C, H, W)`.
+
+    Args:
+        predict: from given frames, clips' numbers and samples' numbers, one for each clip.
+        clips: the first B test clips, with uint8 frames.
+        n_given: how many frames of a clip are given.
+        scores: of the predictor.
+        out: folder for the file.
+    """
+    numbers = list(range(len(clips.frames)))
+    samples = {"random": [0] * len(numbers)}
+    for metric in scores.samples:
+        samples[f"{metric}.best"] = scores.best(metric)[numbers].tolist()
+        samples[f"{metric}.worst"] = scores.worst(metric)[numbers].tolist()
+    given = Clips(clips.frames.float() / 255, clips.actions).until(n_given)
+    examples = {"truth": clips.frames.cpu().numpy()}
+    for name, chosen in samples.items():
+        (futures,) = predict(given, numbers, chosen)
+        examples[name] = (255 * futures[:, 0]).round().byte().cpu().numpy()
+    with atomic_write(out / "examples.safetensors") as temporary:
+        save_file(examples, temporary)
+
+
 def _summaries(scores: Scores) -> dict[str, float]:
     values: dict[str, float] = {}
     for metric in scores.metrics:
@@ -244,28 +253,6 @@ def describe(experiment: Experiment) -> str:
         if config.fvd_precision != "float32":
             parts.append(f"I3D in {config.fvd_precision}")
     return "; ".join(parts) + "."
-
-
-def fingerprint(content: str, config: EvaluationConfig, videos: PreparedVideos) -> str:
-    """Return a name for all that scores depend on: predictions, protocol, test set and code.
-
-    Args:
-        content: what tells the predictions from others, such as `weights_digest`.
-        config: the protocol.
-        videos: the test set.
-    """
-    protocol = {**asdict(config), "batch_size": config.clips_at_once(videos.clip_frames)}
-    del protocol["frames_at_once"]  # of no effect but through the batch size
-    parts = [__version__, content, protocol, len(videos.clips), videos.manifest]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def weights_digest(model: VideoModel) -> str:
-    """Return the SHA-256 of a model's weights."""
-    digest = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def digest(path: Path) -> str:

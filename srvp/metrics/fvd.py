@@ -29,9 +29,14 @@ JACKKNIFE_GROUPS = 20  # of videos, each left out once
 JACKKNIFE_T = 2.093  # 97.5 % quantile of Student's t with 19 degrees of freedom
 
 
-def load(device: torch.device, precision: torch.dtype = torch.float32) -> I3D:
-    """Return the network that `fvd_embeddings` takes. Arguments and errors are `load_i3d`'s."""
-    return load_i3d(device, precision)
+def load(device: torch.device, precision: str = "float32") -> I3D:
+    """Return the network that `fvd_embeddings` takes, in `float32` or `bfloat16`.
+
+    Raises:
+        FileNotFoundError: its weights were not fetched.
+        ValueError: their file is damaged.
+    """
+    return load_i3d(device, getattr(torch, precision))
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,35 @@ def fvd_embeddings(i3d: I3D, videos: Tensor, chunk: int = 2) -> Tensor:
     device = next(i3d.parameters()).device
     logits = [i3d(i3d_preprocess(part.to(device))) for part in videos.split(chunk)]
     return torch.cat(logits).double().cpu()
+
+
+def embed_futures(i3d: I3D, given: Tensor, futures: Tensor) -> Tensor:
+    """Return the embeddings `(B, s, 400)` of futures, each with its given frames before it.
+
+    Args:
+        i3d: the network.
+        given: uint8 `(B, T - F, C, H, W)`.
+        futures: `(B, s, F, C, H, W)` in [0, 1]. They are rounded down to 8 bits, as the frames that
+            the authors saved.
+    """
+    predicted = (255 * futures).to(torch.uint8)
+    given = given[:, None].expand(-1, futures.shape[1], -1, -1, -1, -1)
+    videos = torch.cat([given, predicted], dim=2).flatten(0, 1)
+    return fvd_embeddings(i3d, videos).unflatten(0, futures.shape[:2])
+
+
+def fvd_of_samples(generated: np.ndarray, real: np.ndarray, frames: int) -> tuple[FVD, ...]:
+    """Return the FVD of the first future of all clips, of the second, ...
+
+    A single one has an interval over the clips.
+
+    Args:
+        generated: embeddings `(N, S, 400)`.
+        real: embeddings `(N, 400)` of the true clips.
+        frames: length of the clips.
+    """
+    samples = generated.swapaxes(0, 1)
+    return tuple(fvd(sample, real, frames, interval=len(samples) == 1) for sample in samples)
 
 
 def fvd(generated: Tensor, real: Tensor, frames: int, interval: bool = False) -> FVD:

@@ -16,7 +16,7 @@ A metric that needs published weights names the file of this folder (`weights`) 
 in `WEIGHTS`, a `srvp.metrics.weights.Weights`.
 
     fetch_weights(["psnr", "lpips"])                  # online once, offline afterwards
-    compare = load_metric("lpips", device)(truth)
+    compare = srvp.metrics.lpips.load(device)(truth)
     compare(samples)                                  # (B, s, F)
 
 The file of a metric is imported when the metric is first used, so that this one loads no network.
@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -66,20 +65,6 @@ METRICS = {
         videos=2,
     ),
 }
-
-
-def load_metric(name: str, device: torch.device) -> Against:
-    """Return the `against` of a metric that scores frames.
-
-    Args:
-        name: its row.
-        device: where frames will be compared.
-
-    Raises:
-        FileNotFoundError: its weights were not fetched.
-        ImportError: a package that it needs is not installed.
-    """
-    return _import(METRICS[name].module).load(device)
 
 
 def fetch_weights(metrics: Iterable[str]) -> None:

@@ -11,14 +11,14 @@ Shapes: B clips, T frames, C channels, H = W pixels, A action values; S samples 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from srvp.schema import check_keys, check_value
+from srvp.schema import ConfigError, check_value, suggest
 
 
 def generator(seed: int, n: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -68,6 +68,13 @@ class ModelConfig(ABC):
     def build(self, shape: VideoShape) -> "VideoModel":
         """Make the model, its weights drawn from PyTorch's global random state."""
 
+    def check_training(self, frames: int) -> None:  # noqa: B027 (few models need it)
+        """Make sure that the model can learn from sequences of `frames` frames.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+
     @property
     def frames_needed(self) -> int:
         """Frames that the model must be given before it can predict."""
@@ -84,6 +91,13 @@ class ModelConfig(ABC):
     def describe_options(self, options: Mapping[str, Any]) -> str:
         """Name such an entry in tables: `euler_steps = 2`."""
         return ", ".join(f"{key} = {value}" for key, value in options.items())
+
+    def option_names(self, name: str, predict: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Return what tables call the model with each entry of `evaluation.predict`.
+
+        The first is called by the experiment's name, another `quick, euler_steps = 2`.
+        """
+        return [name, *(f"{name}, {self.describe_options(options)}" for options in predict[1:])]
 
 
 class VideoModel(nn.Module, ABC):
@@ -128,7 +142,7 @@ class VideoModel(nn.Module, ABC):
         """Draw the standard normal noise of `count` sequences of `frames` frames.
 
         Given frames count, too. Every field is a tensor with a row per sequence, `(count, ...)`, on
-        the generator's device. What is drawn for a frame must not depend on how many follow it.
+        the generator's device.
         """
 
     def draw_randomness(
@@ -192,8 +206,44 @@ class VideoModel(nn.Module, ABC):
             ValueError: the noise does not fit, or the model has no such option.
         """
         self.check_noise(noise, given, frames)
-        check_options(self.config, options)
+        if options:
+            check_options(self.config, options)
         return self._predict(given.state, frames, noise, **options)
+
+    @torch.inference_mode()
+    def futures(
+        self,
+        clips: Clips | Tensor,
+        frames: int,
+        noise: Sequence[NamedTuple],
+        at_once: int,
+        **options: Any,
+    ) -> Iterator[Tensor]:
+        """Sample many futures, in chunks that bound the memory.
+
+        Args:
+            clips: given frames, as for `condition`.
+            frames: how many to predict, F.
+            noise: for each clip that of its S futures: `draw_noise(S, T + F, generator)`.
+            at_once: frames to predict at a time, but at least one future of each clip.
+            options: those of `config.predict_options`.
+
+        Yields:
+            Predicted frames `(B, s, F, C, H, W)`, float32, without gradients, for some of the S
+            futures at a time.
+
+        Raises:
+            ValueError: as `condition` and `predict`.
+        """
+        given = self.condition(clips)
+        chunk = max(1, at_once // (given.count * frames))
+        device = next(self.parameters()).device
+        for first in range(0, len(noise[0][0]), chunk):
+            parts = [[field[first : first + chunk] for field in clip] for clip in noise]
+            joined = (torch.cat(fields).to(device) for fields in zip(*parts, strict=True))
+            x = self.predict(given, frames, type(noise[0])(*joined), **options).x
+            yield x.float().unflatten(0, (given.count, -1))
+            del x  # before the next are sampled
 
     @abstractmethod
     def _condition(self, clips: Clips) -> Any:
@@ -280,6 +330,8 @@ def check_options(config: ModelConfig, options: Mapping[str, Any], key: str = "o
     Raises:
         ConfigError: it has not, or a value is of the wrong type.
     """
-    check_keys(options, {*config.predict_options}, set(), key)
     for name, value in options.items():
+        if name not in config.predict_options:
+            known = suggest(name, config.predict_options)
+            raise ConfigError(f"{key}.{name} is not a known key{known}")
         check_value(value, config.predict_options[name], f"{key}.{name}")

@@ -8,15 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from srvp.models.tf_layers import SameConv2d
+
 SLOPE = 0.2  # of every LeakyReLU
 
 
 def conv(channels: int, out: int, stride: int = 1) -> nn.Sequential:
-    """A 3x3 convolution and LeakyReLU. With stride 2, only the right and the bottom are padded."""
-    uneven = stride == 2
-    pad = nn.ZeroPad2d((0, 1, 0, 1)) if uneven else nn.Identity()
-    convolution = nn.Conv2d(channels, out, 3, stride, padding=0 if uneven else 1)
-    return nn.Sequential(pad, convolution, nn.LeakyReLU(SLOPE, inplace=True))
+    """A 3x3 convolution and LeakyReLU."""
+    return nn.Sequential(SameConv2d(channels, out, 3, stride), nn.LeakyReLU(SLOPE, inplace=True))
 
 
 def image_encoder(channels: int, nf: int, stages: int, layers: int) -> nn.Sequential:

@@ -41,97 +41,101 @@ def last_layer(channels: int, side: int) -> Layout:
     return lambda w: w.reshape(-1, side, side, channels).permute(3, 0, 1, 2).reshape(1, -1)
 
 
+class _Table(dict[str, tuple[str, Layout]]):
+    """Collects the weights of the generator.
+
+    Args:
+        weight, bias: how their code calls those of a layer.
+    """
+
+    def __init__(self, weight: str, bias: str):
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def layer(self, ours: str, theirs: str, layout: Layout, bias: bool = True) -> None:
+        self[f"{ours}.weight"] = (f"generator/{theirs}/{self.weight}", layout)
+        if bias:
+            self[f"{ours}.bias"] = (f"generator/{theirs}/{self.bias}", vector)
+
+    def norm(self, ours: str, theirs: str) -> None:
+        self[f"{ours}.weight"] = (f"generator/{theirs}/gamma", vector)
+        self[f"{ours}.bias"] = (f"generator/{theirs}/beta", vector)
+
+
 def sv2p_names(model: SV2P) -> Names:
     """Return the public name and layout of every weight of an SV2P."""
-    names: Names = {}
-
-    def layer(ours: str, theirs: str, layout: Layout, bias: bool = True) -> None:
-        names[f"{ours}.weight"] = (f"generator/{theirs}/weights", layout)
-        if bias:
-            names[f"{ours}.bias"] = (f"generator/{theirs}/biases", vector)
-
-    def norm(ours: str, theirs: str) -> None:
-        names[f"{ours}.weight"] = (f"generator/{theirs}/gamma", vector)
-        names[f"{ours}.bias"] = (f"generator/{theirs}/beta", vector)
-
-    layer("predictor.e0", "scale1_conv1", convolution, bias=False)
-    norm("predictor.e0_norm", "scale1_conv1/layer_norm1")
-    for i, name in ((1, "conv2"), (2, "conv3"), (3, "conv4")):
-        layer(f"predictor.e{i}", name, convolution)
-    layer("predictor.e4", "convt1", convolution)
-    layer("predictor.e5", "convt2", convolution)
-    layer("predictor.e6", "convt3", convolution, bias=False)
-    norm("predictor.e6_norm", "convt3/layer_norm9")
+    table = _Table("weights", "biases")
+    table.layer("predictor.e0", "scale1_conv1", convolution, bias=False)
+    table.norm("predictor.e0_norm", "scale1_conv1/layer_norm1")
+    for i, name in ((1, "conv2"), (2, "conv3"), (3, "conv4"), (4, "convt1"), (5, "convt2")):
+        table.layer(f"predictor.e{i}", name, convolution)
+    table.layer("predictor.e6", "convt3", convolution, bias=False)
+    table.norm("predictor.e6_norm", "convt3/layer_norm9")
     for i in range(7):
-        layer(f"predictor.lstms.{i}.gates", f"state{i + 1}/Gates", convolution)
-        norm(f"predictor.norms.{i}", f"layer_norm{i + 2}")
-    layer("predictor.masks", "convt7", pointwise)
+        table.layer(f"predictor.lstms.{i}.gates", f"state{i + 1}/Gates", convolution)
+        table.norm(f"predictor.norms.{i}", f"layer_norm{i + 2}")
+    table.layer("predictor.masks", "convt7", pointwise)
     if model.config.transformation == "dna":
-        layer("predictor.kernels", "convt4", pointwise)
+        table.layer("predictor.kernels", "convt4", pointwise)
     else:
-        layer("predictor.scratch", "convt4", pointwise)
-        layer("predictor.kernels", "cdna_params", dense)
-    stages = [("trunk.0", "trunk.1", "latent_conv1/latent_norm1")]
-    stages += [("trunk.3", "trunk.4", "latent_conv2/latent_norm2")]
-    stages += [("trunk.6", "trunk.7", "latent_conv3/latent_norm3")]
-    stages += [("mean.0", "mean.1", "latent_mean/latent_norm_mean")]
-    stages += [("log_variance.0", "log_variance.1", "latent_std/latent_std_norm")]
-    for product, normal, name in stages:
-        layer(f"tower.{product}", name.split("/")[0], convolution, bias=False)
-        norm(f"tower.{normal}", name)
-    return names
+        table.layer("predictor.scratch", "convt4", pointwise)
+        table.layer("predictor.kernels", "cdna_params", dense)
+    tower = [
+        ("trunk.0", "trunk.1", "latent_conv1", "latent_norm1"),
+        ("trunk.3", "trunk.4", "latent_conv2", "latent_norm2"),
+        ("trunk.6", "trunk.7", "latent_conv3", "latent_norm3"),
+        ("mean.0", "mean.1", "latent_mean", "latent_norm_mean"),
+        ("log_variance.0", "log_variance.1", "latent_std", "latent_std_norm"),
+    ]
+    for layer, norm, their_layer, their_norm in tower:
+        table.layer(f"tower.{layer}", their_layer, convolution, bias=False)
+        table.norm(f"tower.{norm}", f"{their_layer}/{their_norm}")
+    return table
 
 
 def savp_names(model: SAVP) -> Names:
     """Return the public name and layout of every weight of a SAVP."""
-    names: Names = {}
+    table = _Table("kernel", "bias")
+    _add_cell(table, model)
+    if model.encoder is not None:
+        for i in range(1, 4):
+            table.layer(f"encoder.convolutions.{i - 1}", f"encoder/layer_{i}/conv2d", convolution)
+        for i in range(2, 4):
+            table.norm(f"encoder.norms.{i - 2}", f"encoder/layer_{i}/InstanceNorm")
+        table.layer("encoder.mean", "encoder/z_mu/dense", dense)
+        table.layer("encoder.log_variance", "encoder/z_log_sigma_sq/dense", dense)
+    return table | _discriminator_names(model)
 
-    def layer(ours: str, theirs: str, layout: Layout, bias: bool = True) -> None:
-        names[f"{ours}.weight"] = (f"generator/{theirs}/kernel", layout)
-        if bias:
-            names[f"{ours}.bias"] = (f"generator/{theirs}/bias", vector)
 
-    def norm(ours: str, theirs: str) -> None:
-        names[f"{ours}.weight"] = (f"generator/{theirs}/gamma", vector)
-        names[f"{ours}.bias"] = (f"generator/{theirs}/beta", vector)
-
-    def head(ours: str, hidden: str, output: str) -> None:
-        layer(f"cell.{ours}.0", f"{cell}/{hidden}/conv2d", convolution)
-        norm(f"cell.{ours}.1", f"{cell}/{hidden}/InstanceNorm")
-        if output:
-            layer(f"cell.{ours}.3", f"{cell}/{output}/conv2d", convolution)
-
+def _add_cell(table: _Table, model: SAVP) -> None:
     cell = "rnn/savp_cell"
     layers = [("down", i, "conv_pool2d") for i in range(len(model.cell.down))]
     layers += [("up", i, "upsample_conv2d") for i in range(len(model.cell.up))]
     for number, (half, i, kind) in enumerate(layers):
         ours, module = f"cell.{half}.{i}", getattr(model.cell, half)[i]
-        layer(f"{ours}.convolution", f"{cell}/h{number}/{kind}", convolution)
-        norm(f"{ours}.norm", f"{cell}/h{number}/InstanceNorm")
+        table.layer(f"{ours}.convolution", f"{cell}/h{number}/{kind}", convolution)
+        table.norm(f"{ours}.norm", f"{cell}/h{number}/InstanceNorm")
         if module.lstm is not None:
             lstm = f"{cell}/lstm_h{number}/basic_conv2dlstm_cell"
-            layer(f"{ours}.lstm.gates", lstm, convolution, bias=False)
-            norm(f"{ours}.lstm.norm_gates", f"{lstm}/input_transform_forget_output")
-            norm(f"{ours}.lstm.norm_cell", f"{lstm}/state")
-    last = f"h{len(layers)}"
-    head("scratch", f"{last}_scratch", "scratch_image")
-    head("mask_features", f"{last}_masks", "")
-    layer("cell.masks", f"{cell}/masks/conv2d", convolution)
+            table.layer(f"{ours}.lstm.gates", lstm, convolution, bias=False)
+            table.norm(f"{ours}.lstm.norm_gates", f"{lstm}/input_transform_forget_output")
+            table.norm(f"{ours}.lstm.norm_cell", f"{lstm}/state")
+    if model.cell.z_lstm is not None:
+        table.layer("cell.z_lstm", f"{cell}/lstm_z/basic_lstm_cell", dense)
+    table.layer("cell.masks", f"{cell}/masks/conv2d", convolution)
+    heads = [("scratch", "scratch", "scratch_image"), ("mask_features", "masks", None)]
     if model.config.transformation == "cdna":
-        layer("cell.motion", f"{cell}/cdna_kernels/dense", dense)
+        table.layer("cell.motion", f"{cell}/cdna_kernels/dense", dense)
     elif model.config.transformation == "dna":
-        head("motion", f"{last}_dna_kernel", "dna_kernels")
+        heads.append(("motion", "dna_kernel", "dna_kernels"))
     else:
-        head("motion", f"{last}_flow", "flows")
-    if model.encoder is not None:
-        layer("cell.z_lstm", f"{cell}/lstm_z/basic_lstm_cell", dense)
-        for i in range(3):
-            layer(f"encoder.convolutions.{i}", f"encoder/layer_{i + 1}/conv2d", convolution)
-        for i in range(2):
-            norm(f"encoder.norms.{i}", f"encoder/layer_{i + 2}/InstanceNorm")
-        layer("encoder.mean", "encoder/z_mu/dense", dense)
-        layer("encoder.log_variance", "encoder/z_log_sigma_sq/dense", dense)
-    return names | _discriminator_names(model)
+        heads.append(("motion", "flow", "flows"))
+    for ours, hidden, output in heads:
+        hidden = f"{cell}/h{len(layers)}_{hidden}"
+        table.layer(f"cell.{ours}.0", f"{hidden}/conv2d", convolution)
+        table.norm(f"cell.{ours}.1", f"{hidden}/InstanceNorm")
+        if output is not None:
+            table.layer(f"cell.{ours}.3", f"{cell}/{output}/conv2d", convolution)
 
 
 def _discriminator_names(model: SAVP) -> Names:

@@ -35,7 +35,7 @@ the one that leads from the first frame to the second.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,13 @@ from torch.nn import functional as F
 from srvp.models import cdna, networks
 from srvp.models.discriminators import VideoDiscriminator
 from srvp.models.interface import Clips, ModelConfig, VideoModel, VideoShape
-from srvp.models.savp_networks import Cell, CellState, PosteriorEncoder, Transformation
+from srvp.models.savp_networks import (
+    ENCODERS,
+    Cell,
+    CellState,
+    PosteriorEncoder,
+    Transformation,
+)
 from srvp.models.tf_layers import tile
 from srvp.schema import ConfigError, Count, Real, Whole
 
@@ -54,26 +60,33 @@ LEAST_TRUE_RATE = 0.001  # of scheduled sampling: below, no true frame is used
 
 @dataclass(frozen=True)
 class Config(ModelConfig):
-    """Sizes and objective of SAVP, in the public code's names where those are short."""
+    """Sizes and objective; defaults are the public code's settings of the whole model."""
 
+    terms = {  # noqa: RUF012 (a constant)
+        "discriminators_total": "discriminators' loss",
+        "generator_total": "generator's loss",
+        "generator_l1": "absolute error per pixel",
+        "generator_l2": "squared error per pixel",
+        "generator_kl": "KL of z per frame (nats)",
+    }
     nz: Whole  # size of z; 0: no z
-    ngf: Count  # channels of the generator's first layer
-    nef: Count  # channels of the encoder's first layer
-    ndf: Count  # channels of a discriminator's first layer
-    transformation: Transformation  # kernels for the frame or for each of its pixels, or flows
     conditioning_frames: Count  # P: in training, the first P frames are always true ones
-    clip_length: Count  # frames that a discriminator sees
-    shared_windows: bool  # whether true and generated clips start at the same frame
-    l1_weight: Real
-    l2_weight: Real
-    kl_weight: Real
-    kl_start: Whole  # training steps after which the KL has a weight
-    kl_end: Whole  # and after which it is kl_weight
-    gan_weight: Real  # of the discriminator of the prior pass
-    vae_gan_weight: Real  # of the discriminator of the posterior pass
-    gan_features_weight: Real  # of the distance of the features of the prior pass
-    vae_gan_features_weight: Real  # likewise, of the posterior pass
-    sampling_k: Real  # k of scheduled sampling: half the frames are true after k log k steps
+    kl_weight: Real  # at last
+    ngf: Count = 32  # channels of the generator's first layer
+    nef: Count = 64  # channels of the encoder's first layer
+    ndf: Count = 32  # channels of a discriminator's first layer
+    transformation: Transformation = "cdna"  # kernels per frame or per pixel, or flows
+    clip_length: Annotated[int, 4] = 10  # frames that a discriminator sees
+    shared_windows: bool = False  # whether true and generated clips start at the same frame
+    l1_weight: Real = 100.0
+    l2_weight: Real = 0.0
+    gan_weight: Real = 0.1  # of the discriminator of the prior pass
+    vae_gan_weight: Real = 0.1  # of the discriminator of the posterior pass
+    gan_features_weight: Real = 0.0  # of the distance of the features of the prior pass
+    vae_gan_features_weight: Real = 10.0  # likewise, of the posterior pass
+    kl_start: Whole = 50000  # training steps after which the KL has a weight
+    kl_end: Whole = 100000  # and after which it is kl_weight
+    sampling_k: Real = 900.0  # k of scheduled sampling: half true frames after k log k steps
 
     def __post_init__(self) -> None:
         if self.kl_end < self.kl_start:
@@ -91,7 +104,17 @@ class Config(ModelConfig):
                 "posterior pass: write 0"
             )
 
+    def check_training(self, frames: int) -> None:
+        if self.adversarial and frames <= self.clip_length:
+            raise ConfigError(
+                f"training.frames is {frames}, but discriminators see model.clip_length, "
+                f"{self.clip_length}, of the frames after the first: raise the one or lower the "
+                "other"
+            )
+
     def build(self, shape: VideoShape) -> "SAVP":
+        if shape.size not in ENCODERS:
+            raise ConfigError(f"data.size is {shape.size}; SAVP needs one of {sorted(ENCODERS)}")
         return SAVP(self, shape)
 
     @property
@@ -203,13 +226,8 @@ class SAVP(VideoModel):
         rate = cdna.true_frame_rate(step, c.sampling_k)
         chance = torch.rand(count, len(PASSES), frames - 1, **random)
         true_frames = chance < (rate if rate >= LEAST_TRUE_RATE else 0.0)
+        c.check_training(frames)
         starts = frames - c.clip_length if c.adversarial else 1
-        if starts < 1:
-            raise ValueError(
-                f"training.frames is {frames}, but discriminators see model.clip_length = "
-                f"{c.clip_length} of the {frames - 1} predicted frames: raise the one or lower "
-                "the other"
-            )
         windows = torch.randint(starts, (count, 2, len(PASSES), 2), **random)
         if c.shared_windows:
             windows = windows[..., :1].expand_as(windows).clone()
@@ -275,7 +293,7 @@ class SAVP(VideoModel):
         terms = dict.fromkeys(PASSES, clips.frames.new_zeros(()))
         for name, x in generated.items():
             windows = randomness.windows[:, 0, PASSES.index(name)]
-            true, fake = self._windows(clips, x, windows)
+            true, fake = self._cut(clips, x, windows)
             terms[name] = self.discriminators[name].loss(true, fake)
         total = sum(weight * terms[name] for name, weight in weights.items())
         return DiscriminatorLoss(total, terms["prior"], terms["posterior"])
@@ -295,20 +313,18 @@ class SAVP(VideoModel):
             if not weight:
                 continue
             windows = randomness.windows[:, 1, PASSES.index(name)]
-            real, fake = self._windows(clips, out.passes[name], windows)
+            real, fake = self._cut(clips, out.passes[name], windows)
             compare, judge = c.features_weights[name], self.discriminators[name]
             gan[name], features[name] = judge.loss_of_fakes(fake, real if compare else None)
             total = total + weight * gan[name] + compare * features[name]
         gans, distances = ([term[name] for name in reversed(PASSES)] for term in (gan, features))
         return GeneratorLoss(total, l1, l2, kl, *gans, *distances)
 
-    def _windows(self, clips: Clips, generated: Tensor, starts: Tensor) -> list[Tensor]:
+    def _cut(self, clips: Clips, generated: Tensor, starts: Tensor) -> list[Tensor]:
         """Cut a clip from each true and each generated sequence, at starts `(B, 2)`."""
-        offsets = torch.arange(self.config.clip_length, device=starts.device)
-        return [
-            networks.pick(x, start[:, None] + offsets)
-            for x, start in zip((clips.frames[:, 1:], generated), starts.unbind(dim=1), strict=True)
-        ]
+        times = starts[..., None] + torch.arange(self.config.clip_length, device=starts.device)
+        both = (clips.frames[:, 1:], generated)
+        return [networks.pick(x, times[:, i]) for i, x in enumerate(both)]
 
     def _condition(self, clips: Clips) -> tuple[Clips, Tensor, Tensor]:
         return clips, *self.infer(clips)

@@ -128,16 +128,10 @@ class CellState(NamedTuple):
 
 
 class Cell(nn.Module):
-    """Draws the next frame from a frame, the first one, z and the states of its LSTMs.
-
-    Raises:
-        ValueError: there are no layers for frames of this size.
-    """
+    """Draws the next frame from a frame, the first one, z and the states of its LSTMs."""
 
     def __init__(self, shape: VideoShape, ngf: int, nz: int, transformation: Transformation):
         super().__init__()
-        if shape.size not in ENCODERS:
-            raise ValueError(f"data.size is {shape.size}; SAVP needs one of {sorted(ENCODERS)}")
         channels, y_size = shape.channels, shape.actions + nz
         self.transformation = transformation
         self.z_lstm = nn.Linear(2 * nz, 4 * nz) if nz else None

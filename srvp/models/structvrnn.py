@@ -57,6 +57,7 @@ from torch.nn import functional as F
 
 from srvp.models import keypoints as kp
 from srvp.models import networks
+from srvp.models import tf_layers as tf
 from srvp.models.interface import Clips, ModelConfig, VideoModel, VideoShape
 from srvp.schema import ConfigError, Count, Real
 
@@ -68,6 +69,14 @@ LEAST_TRUE = 0.1, 0.5  # final probabilities that the GRU sees true keypoints, u
 class Config(ModelConfig):
     """Sizes and objective; defaults are those of the authors' code."""
 
+    terms = {  # noqa: RUF012 (a constant)
+        "image": "squared error per frame / 2",
+        "separation": "likeness of trajectories",
+        "sparsity": "mean of the heat maps",
+        "coordinates": "error of the keypoints / 2",
+        "kl": "KL of z per frame (nats)",
+        "kernels": "squared kernels",
+    }
     conditioning_frames: Count  # P: training frames whose z comes from the posterior (8 there)
     beta: Real  # weight of the KL (0 there, which cannot predict)
     keypoints: Annotated[int, 2] = 64  # K
@@ -153,28 +162,6 @@ class Loss(NamedTuple):
     kernels: Tensor  # sum of squares
 
 
-class GRUCell(nn.Module):
-    """The gated recurrent unit of Keras in TensorFlow 1, which differs from PyTorch's.
-
-    Rows of the weights belong to the update gate, then to the reset gate, then to the candidate.
-    """
-
-    def __init__(self, inputs: int, size: int):
-        super().__init__()
-        self.input = nn.Linear(inputs, 3 * size)
-        self.recurrent = nn.Linear(size, 3 * size, bias=False)
-
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        """Move the state `(B, size)` by an input `(B, inputs)`."""
-        sizes = [2 * h.shape[-1], h.shape[-1]]
-        gates, candidate = self.input(x).float().split(sizes, dim=-1)
-        to_gates, to_candidate = self.recurrent.weight.split(sizes)
-        gates = (0.2 * (gates + F.linear(h, to_gates)) + 0.5).clamp(0, 1)
-        update, reset = gates.chunk(2, dim=-1)
-        candidate = (candidate + F.linear(reset * h, to_candidate)).tanh()
-        return update * h + (1 - update) * candidate
-
-
 class StructVRNN(VideoModel):
     """Structured variational recurrent network: keypoints, and their dynamics."""
 
@@ -193,7 +180,7 @@ class StructVRNN(VideoModel):
         self.p_z = networks.mlp(c.rnn_size, c.prior_size, 2 * c.z_dim, layers=2)
         self.q_z = networks.mlp(c.rnn_size + k, c.posterior_size, 2 * c.z_dim, layers=2)
         self.keypoint_decoder = networks.mlp(c.rnn_size + c.z_dim, DECODER_SIZE, k, layers=2)
-        self.cell = GRUCell(k + c.z_dim, c.rnn_size)
+        self.cell = tf.GRUCell(k + c.z_dim, c.rnn_size)
         self._initialise()
 
     @torch.no_grad()

@@ -58,24 +58,32 @@ LEAST_LOG_VARIANCE = -5.0
 
 @dataclass(frozen=True)
 class Config(ModelConfig):
-    """The variant and its training; the sizes are fixed, as in the public code."""
+    """The variant and its training, by default the public code's, which fixes the sizes."""
 
-    transformation: Literal["cdna", "dna"]  # kernels for the frame, or for each of its pixels
-    time_variant: bool  # z anew for each frame
+    terms = {"mse": "squared error per pixel", "kl": "KL of z per cell (nats)"}  # noqa: RUF012
     conditioning_frames: Count  # P: in training, the first P frames are always true ones
-    posterior_frames: Count  # T: length of the clips that the posterior sees, training.frames
+    posterior_frames: Count  # T: frames that the posterior sees, as many as training.frames
     beta: Real  # weight of the KL, at last
-    prior_steps: Whole  # training steps with z from the prior: the first stage
-    kl_start: Whole  # training steps after which the KL has a weight: the third stage
-    kl_end: Whole  # and after which it is beta
-    sampling_k: Real  # k of scheduled sampling: half the frames are true after k log k steps
+    time_variant: bool = False  # whether z is drawn anew for each frame
+    transformation: Literal["cdna", "dna"] = "cdna"  # kernels per frame, or per pixel
     all_kernels: bool = False  # a mask for the last kernel too, which the public code lacks
+    prior_steps: Whole = 50000  # training steps with z from the prior: the first stage
+    kl_start: Whole = 100000  # training steps after which the KL has a weight: the third stage
+    kl_end: Whole = 120000  # and after which the weight is beta
+    sampling_k: Real = 900.0  # k of scheduled sampling: half true frames after k log k steps
 
     def __post_init__(self) -> None:
         if self.kl_end < self.kl_start:
             raise ConfigError(f"kl_end is {self.kl_end}, before kl_start, {self.kl_start}")
         if self.all_kernels and self.transformation == "dna":
             raise ConfigError("all_kernels is for cdna; dna has one kernel per pixel: write false")
+
+    def check_training(self, frames: int) -> None:
+        if frames != self.posterior_frames:
+            raise ConfigError(
+                f"training.frames is {frames}, but model.posterior_frames is "
+                f"{self.posterior_frames}: make them equal"
+            )
 
     def build(self, shape: VideoShape) -> "SV2P":
         return SV2P(self, shape)
@@ -264,11 +272,7 @@ class SV2P(VideoModel):
         Raises:
             ValueError: they are not of the length that the tower was built for.
         """
-        if x.shape[1] != self.config.posterior_frames:
-            raise ValueError(
-                f"the clips have {x.shape[1]} frames (training.frames), but model.posterior_frames "
-                f"is {self.config.posterior_frames}: make them equal"
-            )
+        self.config.check_training(x.shape[1])
         return self.tower(x)
 
     def _unroll(

@@ -1,7 +1,7 @@
-"""Layers and recurrent cells with the conventions of TensorFlow, which SV2P and SAVP were built on.
+"""Layers and recurrent cells with the conventions of TensorFlow, for SV2P, SAVP and StructVRNN.
 
 PyTorch's layers of the same name differ in padding, in the window of a transposed convolution, in
-the epsilon of a norm and in the gates of an LSTM, and each difference shows in the frames.
+the epsilon of a norm and in the gates of an LSTM or GRU, and each difference shows in the frames.
 
 Maps are `(B, C, H, W)`.
 """
@@ -90,6 +90,28 @@ class ConvLSTM(nn.Module):
             state = (zeros, zeros)
         c, h = state
         return lstm_update(self.norm_gates(self.gates(torch.cat([x, h], dim=1))), c, self.norm_cell)
+
+
+class GRUCell(nn.Module):
+    """The gated recurrent unit of Keras: sigmoids are hard, and the reset acts before its product.
+
+    Rows of the weights belong to the update gate, then to the reset gate, then to the candidate.
+    """
+
+    def __init__(self, inputs: int, size: int):
+        super().__init__()
+        self.input = nn.Linear(inputs, 3 * size)
+        self.recurrent = nn.Linear(size, 3 * size, bias=False)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        """Move the state `(B, size)` by an input `(B, inputs)`."""
+        sizes = [2 * h.shape[-1], h.shape[-1]]
+        gates, candidate = self.input(x).float().split(sizes, dim=-1)
+        to_gates, to_candidate = self.recurrent.weight.split(sizes)
+        gates = (0.2 * (gates + F.linear(h, to_gates)) + 0.5).clamp(0, 1)
+        update, reset = gates.chunk(2, dim=-1)
+        candidate = (candidate + F.linear(reset * h, to_candidate)).tanh()
+        return update * h + (1 - update) * candidate
 
 
 def rows_first(x: Tensor) -> Tensor:

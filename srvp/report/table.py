@@ -13,10 +13,10 @@ from pathlib import Path
 import pandas as pd
 
 from srvp.data.sets import SETS
+from srvp.evaluation.protocol import TRIVIAL
 from srvp.experiment import load_params
 from srvp.files import atomic_write, project_root
 from srvp.metrics.table import METRICS
-from srvp.models.trivial import TRIVIAL
 from srvp.report.numbers import heading, number
 
 COLUMNS = [

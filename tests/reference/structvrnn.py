@@ -50,7 +50,7 @@ def encode(w, name, sizes, x):
     while True:
         for layer in range(1 + sizes["layers_per_scale"]):
             stride = 2 if layer == 0 and i else 1
-            x = leaky(convolve(x, w[f"{name}.{i}.1.weight"], w[f"{name}.{i}.1.bias"], stride))
+            x = leaky(convolve(x, w[f"{name}.{i}.0.weight"], w[f"{name}.{i}.0.bias"], stride))
             i += 1
         if x.shape[1] == sizes["heatmap_width"]:
             return x
@@ -119,7 +119,7 @@ def paint(w, sizes, points, first, first_points):
     while x.shape[1] < first.shape[1]:
         x = enlarge(x)
         for layer in range(i + 1, i + 1 + sizes["layers_per_scale"]):
-            kernel, bias = (w[f"{name}.layers.{layer}.1.{part}"] for part in ("weight", "bias"))
+            kernel, bias = (w[f"{name}.layers.{layer}.0.{part}"] for part in ("weight", "bias"))
             x = leaky(convolve(x, kernel, bias))
         i += 1 + sizes["layers_per_scale"]
     return first + convolve(x, w[f"{name}.layers.{i}.weight"], w[f"{name}.layers.{i}.bias"])

@@ -1,8 +1,8 @@
 """The data sets: a file each, from the raw files of their owners to a prepared set.
 
-A file has `prepare(raw, out, config)`: it reads the owners' files in the folder `raw`, and writes the
-folds `train` and `test` in the folder `out` by means of `srvp.data.staging`. A file that draws its
-training videos also has `open_training(config, folder, device)`, which returns one source of
+A file has `prepare(raw, out, config)`: it reads the owners' files in the folder `raw` and writes
+the folds `train` and `test` in the folder `out` by means of `srvp.data.staging`. A file that draws
+its training videos also has `open_training(config, folder, device)`, which returns one source of
 training and one of validation videos. A data set is a file here and its row in the table.
 """
 
@@ -26,5 +26,7 @@ SETS = {
     "kth": DataSet("KTH", "kth", "kth", channels=1),
     "human36m": DataSet("Human3.6M", "human36m", "human36m", channels=3),
     "bair": DataSet("BAIR", "bair", "bair", channels=3, actions=4),
+    "box": DataSet("ball in a box", "box", "simulated", channels=1),
+    "pendulum": DataSet("pendulum", "pendulum", "simulated", channels=1),
     "videos": DataSet("own videos", "videos", "videos"),
 }

@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-import google_crc32c
 import numpy as np
 
 from srvp.data.config import DataConfig
@@ -25,6 +24,7 @@ from srvp.data.jobs import Job, Video
 from srvp.data.prepared import train_validation_split
 from srvp.data.raw import REPLACE, RawFile, intact, resized, tar_files
 from srvp.data.staging import Fold, Staged, stage, write
+from srvp.protobuf import fields, masked_crc
 
 FRAMES = 30
 SHAPE = (64, 64, 3)
@@ -135,12 +135,6 @@ def _read_checked(file: BinaryIO, size: int, where: str) -> bytes:
     return data
 
 
-def masked_crc(data: bytes) -> int:
-    """Return the CRC-32C of `data` as TFRecord files store it: rotated, plus a constant."""
-    crc = google_crc32c.value(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
 def parse_video(record: bytes, where: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return frames uint8 (30, 3, 64, 64), actions (30, 4) and positions (30, 3), float32.
 
@@ -153,7 +147,7 @@ def parse_video(record: bytes, where: str) -> tuple[np.ndarray, np.ndarray, np.n
         actions = [_floats(features[f"{t}/action"], 4) for t in range(FRAMES)]
         positions = [_floats(features[f"{t}/endeffector_pos"], 3) for t in range(FRAMES)]
         images = np.stack([np.frombuffer(frame, np.uint8).reshape(SHAPE) for frame in frames])
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"{where} is no BAIR video ({error}): {REPLACE}") from None
     return images.transpose(0, 3, 1, 2), np.stack(actions), np.stack(positions)
 
@@ -166,42 +160,17 @@ def parse_video(record: bytes, where: str) -> tuple[np.ndarray, np.ndarray, np.n
 def _parse_example(record: bytes) -> dict[str, memoryview]:
     """Return the features of an example by key."""
     features = {}
-    for _, content in _fields(memoryview(record)):
-        for _, entry in _fields(content):
-            parts = dict(_fields(entry))
+    for _, content in fields(memoryview(record)):
+        for _, entry in fields(content):
+            parts = dict(fields(entry))
             features[str(parts[1], "utf-8")] = parts[2]
     return features
 
 
 def _bytes(feature: memoryview) -> memoryview:
-    return dict(_fields(dict(_fields(feature))[1]))[1]
+    return dict(fields(dict(fields(feature))[1]))[1]
 
 
 def _floats(feature: memoryview, count: int) -> np.ndarray:
-    values = b"".join(value for _, value in _fields(dict(_fields(feature))[2]))
+    values = b"".join(value for _, value in fields(dict(fields(feature))[2]))
     return np.frombuffer(values, "<f4").reshape(count)
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield number and content of a message's fields, all of 4 bytes or of a given length."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        size = 4
-        if tag & 7 == 2:
-            size, at = _varint(message, at)
-        elif tag & 7 != 5:
-            raise ValueError(f"unexpected wire type {tag & 7}")
-        yield tag >> 3, message[at : at + size]
-        at += size
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """Return the number that starts at a position, 7 bits a byte, and the position after it."""
-    number = shift = 0
-    while True:
-        byte = message[at]
-        number |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return number, at

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from srvp.data.config import DataConfig
@@ -68,6 +67,8 @@ def resized(digits: np.ndarray, size: int) -> np.ndarray:
     """Scale digits, uint8 `(digits, 28, 28)`, for frames of `size` pixels (Lanczos)."""
     if size == BOX:
         return digits
+    from PIL import Image  # only other sizes than the paper's need it
+
     side = DIGIT * size // BOX
     resize = partial(Image.Image.resize, size=(side, side), resample=Image.Resampling.LANCZOS)
     return np.stack([resize(Image.fromarray(digit)) for digit in digits])

@@ -9,6 +9,7 @@ memory until the cell ends.
     curves.py     metrics frame by frame, and training
     intervals.py  metrics with their intervals: the table, the options of prediction
     states.py     the states of SRVP
+    keypoints.py  the keypoints of StructVRNN
 """
 
 from srvp.report.figures.curves import metric_curves as metric_curves
@@ -21,6 +22,9 @@ from srvp.report.figures.frames import spread as spread
 from srvp.report.figures.frames import to_bytes as to_bytes
 from srvp.report.figures.intervals import prediction_options as prediction_options
 from srvp.report.figures.intervals import results_table as results_table
+from srvp.report.figures.keypoints import distance_to_nearest as distance_to_nearest
+from srvp.report.figures.keypoints import keypoint_grid as keypoint_grid
+from srvp.report.figures.keypoints import keypoint_trajectories as keypoint_trajectories
 from srvp.report.figures.states import generative_model as generative_model
 from srvp.report.figures.states import residual_norms as residual_norms
 from srvp.report.figures.states import trajectories as trajectories

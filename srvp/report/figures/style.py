@@ -3,7 +3,7 @@
 from io import BytesIO
 from pathlib import Path
 
-from cycler import cycler
+import seaborn as sns
 from matplotlib import style
 from matplotlib.figure import Figure
 from PIL import Image, ImageChops, ImageStat
@@ -17,15 +17,16 @@ BETWEEN = "#0072b2"  # predicted, between whole times
 # Results in the table of all models.
 OURS, OTHERS = "#d55e00", "0.35"
 
+CURVES = [BETWEEN, "#e69f00", GIVEN, PREDICTED, "#cc79a7", "#56b4e9"]  # the same palette
+
 WIDTH = 6.75  # inches: two columns of a paper, or half a slide
 COLUMN = 3.25  # inches: one column
 
-# Changes to matplotlib's defaults.
+# Changes to seaborn's theme.
 STYLE = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.labelsize": 8,
-    "axes.prop_cycle": cycler(color=[BETWEEN, "#e69f00", GIVEN, PREDICTED, "#cc79a7", "#56b4e9"]),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 9,
@@ -48,7 +49,8 @@ def use_style() -> None:
     from IPython import get_ipython
     from IPython.core.pylabtools import select_figure_formats
 
-    style.use(["default", STYLE])  # whatever a user's own matplotlibrc says
+    style.use("default")  # whatever a user's own matplotlibrc says
+    sns.set_theme(style="ticks", palette=CURVES, rc=STYLE)
     shell = get_ipython()
     if shell is not None:  # pyplot would do this when it makes its first figure
         select_figure_formats(shell, {"png"})

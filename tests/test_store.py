@@ -1,4 +1,4 @@
-"""Published models: how one is made and scored, and what its card must say."""
+"""Pretrained models: how one is made and scored, and what its card must say."""
 
 import json
 import sys
@@ -8,23 +8,21 @@ from itertools import product
 import pandas as pd
 import pytest
 import torch
-import yaml
 from conftest import ROOT, generator
-from srvp.config import load_experiment
-from srvp.metrics.table import METRICS
-from srvp.publish import publish
 
-from srvp import load_pretrained, pretrained
-from srvp.data import __main__ as prepare
-from srvp.evaluation import protocol as evaluation
+from srvp import __main__ as command_line
+from srvp import load_pretrained, store
+from srvp.experiment import load_experiment
 from srvp.files import sha256
+from srvp.metrics.table import METRICS
 from srvp.report.numbers import number
-from srvp.training.loop import build_model, load_model, save_model, train
+from srvp.store import build_model, load_model, publish, save_model
+from srvp.training.loop import train
 
-PUBLISHED = sorted(card.parent.name for card in (ROOT / "pretrained").glob("*/README.md"))
+PRETRAINED = sorted(card.parent.name for card in (ROOT / "pretrained").glob("*/README.md"))
 
 
-def test_a_published_model_predicts_as_that_of_the_run(tiny, blobs, tmp_path):
+def test_a_pretrained_model_predicts_as_that_of_the_run(tiny, blobs, tmp_path):
     """Its matrices have 11 significant bits, 5e-4; frames stay within one of 255 grey levels."""
     model = train(tiny, blobs, tmp_path / "run")
     path = publish(tmp_path / "run", tmp_path / "published")
@@ -44,36 +42,41 @@ def test_what_cannot_be_published_is_said(tiny, tmp_path):
     with pytest.raises(FileNotFoundError, match="training.csv is missing: train the model first"):
         publish(tmp_path, tmp_path / "published")
     (tmp_path / "training.csv").touch()
-    model = build_model(tiny.model, channels=1, seed=0)
+    model = build_model(tiny.model, tiny.shape, seed=0)
     model.p_z[0].weight.data[0, 0] = 1e5
     save_model(model, tiny, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="has a weight of 100000.0: publish it in 32 bits"):
+    with pytest.raises(ValueError, match="has a weight of 100000.0, too large for 16 bits"):
         publish(tmp_path, tmp_path / "published")
 
 
-def call(monkeypatch, command, *arguments):
+def call(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["", *map(str, arguments)])
-    command()
+    command_line.main()
 
 
 def test_any_model_is_scored_from_the_command_line(tiny, tmp_path, monkeypatch, capsys):
     """By the protocol of the experiment `tiny`, on two of its four test clips."""
-    call(monkeypatch, prepare.main, "tiny", "--out", tmp_path / "prepared")
-    model, path = build_model(tiny.model, channels=1, seed=0), tmp_path / "other.safetensors"
+    call(monkeypatch, "prepare", "tiny", "--out", tmp_path / "prepared")
+    model, path = build_model(tiny.model, tiny.shape, seed=0), tmp_path / "other.safetensors"
     save_model(model, replace(tiny, name="other"), path)
     places = ["--model", path, "--prepared", tmp_path / "prepared", "--out", tmp_path / "out"]
-    call(monkeypatch, evaluation.main, "tiny", *places, "--videos", 2)
+    call(monkeypatch, "evaluate", "tiny", *places, "--clips", 2)
     protocol = json.loads((tmp_path / "out" / "protocol.json").read_text())
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert protocol["experiment"] == "other" and "mean over 2 videos" in protocol["protocol"]
     assert protocol["source"] == {"file": path.name, "sha256": sha256(path)}
     assert list(metrics)[:2] == ["other", "other, dt = 1/2"] and "black frame" in metrics
+    assert (tmp_path / "out" / "examples.safetensors").is_file()  # that figures show
     assert "other" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="error: .* holds 4 clips of 25 frames, but"):
-        call(monkeypatch, evaluation.main, "tiny", *places, "--videos", 5)
+    with pytest.raises(SystemExit) as stop:
+        call(monkeypatch, "evaluate", "tiny", *places, "--clips", 5)
+    assert (
+        stop.value.code == 2
+        and "test_videos 4, but data.test_videos is 5" in capsys.readouterr().err
+    )
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", PRETRAINED)
 def test_a_card_tells_the_checksum_and_the_scores(name):
     """Of the weights that DVC fetches, and of the evaluation that is committed with them."""
     folder = ROOT / "pretrained" / name
@@ -87,35 +90,33 @@ def test_a_card_tells_the_checksum_and_the_scores(name):
         assert f"| {number(scores, metric)} |" in rows[predictor], (predictor, metric)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", PRETRAINED)
 def test_scores_on_a_part_of_the_test_set_agree_with_those_of_the_card(name):
     """What `make repro` finds for a published model: its 95 % intervals hold the card's values."""
-    experiments = yaml.safe_load((ROOT / "params.yaml").read_text())["published"]
     full = json.loads((ROOT / "pretrained" / name / "metrics.json").read_text())[name]
-    for experiment in (key for key, model in experiments.items() if model == name):
-        part = json.loads((ROOT / "runs" / experiment / "metrics.json").read_text())[experiment]
-        for metric in {"psnr", "ssim"} & part.keys():
-            assert abs(part[metric] - full[metric]) <= part[f"{metric}_ci95"], metric
+    part = json.loads((ROOT / "runs" / name / "metrics.json").read_text())[name]
+    for metric in ("psnr", "ssim"):
+        assert abs(part[metric] - full[metric]) <= part[f"{metric}_ci95"], metric
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_model_loads_by_name_with_the_settings_of_params_yaml(name):
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_a_pretrained_model_loads_by_name_with_the_settings_of_params_yaml(name):
     """Its card points there: whoever trains NAME anew must find the settings that made the file."""
     model, experiment = load_pretrained(name)
     assert not model.training and experiment.model == model.config
     assert experiment == load_experiment(ROOT / "params.yaml", name)
 
 
-def test_an_unknown_name_is_told_from_the_published_ones():
-    with pytest.raises(ValueError, match="no published model is called 'nothing': there are"):
+def test_an_unknown_name_is_told_from_the_pretrained_ones():
+    with pytest.raises(ValueError, match=r"has no model 'nothing': there are \['dmmnist"):
         load_pretrained("nothing")
 
 
-def test_a_published_model_has_a_card_and_its_results_scores(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrained, "project_root", lambda: tmp_path)
+def test_a_pretrained_model_has_a_card_and_its_results_scores(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "project_root", lambda: tmp_path)
     for file in ("b/README.md", "b/metrics.json", "a/README.md", "without_a_card/metrics.json"):
         path = tmp_path / "pretrained" / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert pretrained.published_folders() == [tmp_path / "pretrained" / name for name in "ab"]
-    assert pretrained.published_results() == [tmp_path / "pretrained" / "b"]
+    assert store.pretrained_folders() == [tmp_path / "pretrained" / name for name in "ab"]
+    assert store.pretrained_results() == [tmp_path / "pretrained" / "b"]
