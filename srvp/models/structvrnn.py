@@ -223,7 +223,7 @@ class StructVRNN(VideoModel):
         maps = F.softplus(self.heat_maps(features).float()).unflatten(0, x.shape[:2])
         return kp.from_maps(maps), maps
 
-    def set_scene(self, first: Tensor, keypoints: Tensor) -> Scene:
+    def scene(self, first: Tensor, keypoints: Tensor) -> Scene:
         """Return what to paint on, by the first frame `(B, C, H, H)` and its keypoints."""
         features = torch.cat([self.appearance(first - 0.5), self._to_maps(keypoints)], dim=1)
         return Scene(first, kp.add_coordinates(features))
@@ -297,7 +297,7 @@ class StructVRNN(VideoModel):
     def _loss(self, clips: Clips, randomness: Randomness, objective: str) -> Loss:
         c, x = self.config, clips.frames
         keypoints, maps = self.detect(x)
-        painted = self.paint(keypoints, self.set_scene(x[:, 0], keypoints[:, 0]))
+        painted = self.paint(keypoints, self.scene(x[:, 0], keypoints[:, 0]))
         true = keypoints.detach()
         dynamics = self.follow(true, randomness)
         half = 0.5 / (x.shape[0] * x.shape[1])
@@ -313,7 +313,7 @@ class StructVRNN(VideoModel):
 
     def _condition(self, clips: Clips) -> State:
         keypoints, _ = self.detect(clips.frames)
-        return State(keypoints, self.set_scene(clips.frames[:, 0], keypoints[:, 0]))
+        return State(keypoints, self.scene(clips.frames[:, 0], keypoints[:, 0]))
 
     def _predict(self, state: State, frames: int, noise: Noise) -> Prediction:
         given, samples = state.keypoints.shape[1], len(noise.z) // len(state.keypoints)
