@@ -102,7 +102,10 @@ ZEROS = np.zeros(SHAPE, np.uint8)
             ZEROS[:2],
             r"wrong.npz has shape \(2, 1, 6, .*, expected \(3 clips, samples, 6, 1, 64, 64\)",
         ),
-        (ZEROS[:, 1:], r"has shape \(3, 1, 5, 1, 64, 64\), expected .* predicted frames alone"),
+        (
+            ZEROS[:, 1:],
+            r"has shape \(3, 1, 5, 1, 64, 64\), expected .* only their predicted",
+        ),
         (ZEROS[..., :32], r"has shape \(3, 1, 6, 1, 64, 32\), expected"),
         (ZEROS[0], r"has shape \(6, 1, 64, 64\), expected"),
         (ZEROS.astype(int), r"wrong.npz is int64, expected uint8, or float in \[0, 1\]"),

@@ -8,8 +8,8 @@ from matplotlib.colors import to_hex
 from reference import structvrnn as reference
 
 from srvp.devices import autocast
-from srvp.models import keypoints as kp
 from srvp.models.interface import VideoShape
+from srvp.models.parts import keypoints as kp
 from srvp.models.structvrnn import Config, Noise, Randomness, StructVRNN
 from srvp.report import figures
 from srvp.report.figures.style import GIVEN, PREDICTED

@@ -41,17 +41,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from srvp.models import cdna, networks
-from srvp.models.discriminators import VideoDiscriminator
 from srvp.models.interface import Clips, ModelConfig, VideoModel, VideoShape
-from srvp.models.savp_networks import (
+from srvp.models.parts import cdna, networks
+from srvp.models.parts.discriminators import VideoDiscriminator
+from srvp.models.parts.savp_networks import (
     ENCODERS,
     Cell,
     CellState,
     PosteriorEncoder,
     Transformation,
 )
-from srvp.models.tf_layers import tile
+from srvp.models.parts.tf_layers import tile
 from srvp.schema import ConfigError, Count, Real, Whole
 
 PASSES = ("posterior", "prior")  # the order of the random windows' axis

@@ -41,8 +41,8 @@ This module differs from that code in three points:
   one predicts frames (google-research, issue 417).
 
 Shapes: B videos, T frames, C channels; x (B, T, C, H, H) in [0, 1], which the networks see in
-[-1/2, 1/2]; keypoints (B, T, K, 3), see `srvp.models.keypoints`, those that the model predicts with
-scales in (-1, 1); heat maps (B, T, K, w, w); z (B, T, z_dim); h (B, rnn_size).
+[-1/2, 1/2]; keypoints (B, T, K, 3), see `srvp.models.parts.keypoints`, those that the model
+predicts with scales in (-1, 1); heat maps (B, T, K, w, w); z (B, T, z_dim); h (B, rnn_size).
 """
 
 import math
@@ -55,10 +55,10 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from srvp.models import keypoints as kp
-from srvp.models import networks
-from srvp.models import tf_layers as tf
 from srvp.models.interface import Clips, ModelConfig, VideoModel, VideoShape
+from srvp.models.parts import keypoints as kp
+from srvp.models.parts import networks
+from srvp.models.parts import tf_layers as tf
 from srvp.schema import ConfigError, Count, Real
 
 DECODER_SIZE = 128  # hidden units of the keypoint decoder, fixed in the authors' code
