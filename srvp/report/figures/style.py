@@ -27,6 +27,7 @@ STYLE = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.labelsize": 8,
+    "axes.linewidth": 0.8,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 9,
@@ -40,7 +41,9 @@ STYLE = {
     "savefig.bbox": "tight",
     "savefig.dpi": 160,
     "xtick.labelsize": 7,
+    "xtick.major.width": 0.8,
     "ytick.labelsize": 7,
+    "ytick.major.width": 0.8,
 }
 
 
