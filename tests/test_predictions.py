@@ -3,11 +3,15 @@
 import json
 import os
 import random
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from conftest import ROOT
 from PIL import Image
 
 from srvp.data.prepared import PreparedVideos
@@ -208,3 +212,26 @@ def test_frames_out_of_range_are_refused_with_their_clips(setup, tmp_path):
     save(tmp_path / "nan.npz", np.full(SHAPE, np.nan, np.float32))
     with pytest.raises(ValueError, match="nan, clips 0-1: predicted frames range from nan to nan"):
         evaluate_predictions(tmp_path / "nan.npz", experiment, videos, tmp_path / "out")
+
+
+def test_the_command_writes_the_results_or_one_line(setup, samples, tmp_path):
+    """In a folder whose params.yaml has the test set's experiment."""
+    entry = yaml.safe_load((ROOT / "params.yaml").read_text())["experiments"]["tiny"]
+    entry["data"] |= {"test_videos": 3, "test_frames": 11}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"experiments": {"mine": entry}}))
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / "mine").symlink_to(setup[1].folder.parent)
+    save(tmp_path / "other.npz", samples)
+    (tmp_path / "empty.npz").touch()
+
+    def run(name):
+        options = ["score", name, "--experiment", "mine", "--out", "out"]
+        command = [sys.executable, "-m", "srvp", *options]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    done = run("other.npz")
+    assert done.returncode == 0 and "100.0" in done.stdout and "black frame" in done.stdout
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["other"]["psnr"] == 100
+    failed = run("empty.npz")
+    assert failed.returncode == 2 and "Traceback" not in failed.stderr
+    assert failed.stderr.splitlines()[-1].startswith("error: empty.npz cannot be read (")

@@ -269,6 +269,19 @@ def test_video_is_turned_and_mirrored_as_its_display_matrix_says(written, matrix
     assert scaled.shape == (30, 40, 3)  # of the upright frame
 
 
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_pictures_of_a_video_may_have_an_exif_orientation(tmp_path, orientation):
+    """Cameras that film in Motion JPEG note how they were held in every picture."""
+    turn = {3: 2, 6: -1, 8: 1}[orientation]
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    content = io.BytesIO()
+    for frame in video()[:5]:
+        Image.fromarray(np.rot90(frame, -turn)).save(content, "jpeg", exif=exif, quality=95)
+    (tmp_path / "a.mjpeg").write_bytes(content.getvalue())
+    assert places(frames_of(tmp_path / "a.mjpeg")) == list(range(5))
+
+
 def test_mirrored_video_looks_as_in_players():
     plain, mirrored = frames_of(INPUTS / "plain.mp4"), frames_of(INPUTS / "mirrored.mp4")
     assert np.array_equal(mirrored, plain[:, :, ::-1])

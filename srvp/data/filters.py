@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from itertools import chain
 from typing import NamedTuple
 
 import av
@@ -30,26 +31,19 @@ def shown(
         square: scale the width of frames whose pixels are not square, so that they are.
 
     Raises:
-        ValueError: a frame would be repeated for more than `LONGEST_HOLD` seconds.
+        ValueError: for a rate, a frame would be repeated for more than `LONGEST_HOLD` seconds, or
+            there are no times.
     """
-    graph = last = None
-    for frame in _timed(frames):
-        end = (frame.time or 0) + float((frame.duration or 0) * (frame.time_base or 0))
-        if rate and end - (frame.time or 0 if last is None else last) > LONGEST_HOLD:
-            raise ValueError(f"a gap of more than {LONGEST_HOLD} seconds between two frames")
-        last = end
-        if graph is None:
-            if rate and frame.pts is None:
-                raise ValueError("frames without times, which a rate needs")
-            turn = Turn.of(frame)
-            alpha = any(component.is_alpha for component in frame.format.components)
-            upright = size[::-1] if size and turn.transposed else size
-            graph = _graph(frame, stream, rate, upright, square, "rgba" if alpha else "rgb24")
+    timed = _without_gaps(_timed(frames)) if rate else iter(frames)
+    first = next(timed, None)
+    if first is None:
+        return
+    turn = Turn.of(first)
+    size = size[::-1] if size and turn.transposed else size
+    alpha = any(component.is_alpha for component in first.format.components)
+    graph = _graph(first, stream, rate, size, square, "rgba" if alpha else "rgb24")
+    for frame in chain([first], timed, [None]):  # None: there are no more
         graph.push(frame)
-        for image in _pull(graph):
-            yield turn(on_black(image) if alpha else image)
-    if graph is not None:
-        graph.push(None)
         for image in _pull(graph):
             yield turn(on_black(image) if alpha else image)
 
@@ -100,6 +94,20 @@ def _timed(frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
         yield frame
 
 
+def _without_gaps(frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
+    """Yield frames; raise a `ValueError` if one would be repeated for too long, or has no time."""
+    end = None
+    for frame in frames:
+        if frame.pts is None and end is None:
+            raise ValueError("frames without times, which a rate needs")
+        time = frame.time or 0.0
+        before = time if end is None else end
+        end = time + float((frame.duration or 0) * (frame.time_base or 0))
+        if end - before > LONGEST_HOLD:
+            raise ValueError(f"a gap of more than {LONGEST_HOLD} seconds between two frames")
+        yield frame
+
+
 def _pull(graph: Graph) -> Iterator[np.ndarray]:
     """Yield the frames that the filters have ready."""
     while True:
@@ -131,9 +139,8 @@ class Turn(NamedTuple):
         try:
             matrix = frame.side_data.get("DISPLAYMATRIX")
         except ValueError:  # PyAV 18 does not know all kinds of side data, such as EXIF
-            return (cls(), cls(True, True), cls(False, True, True), cls(True, False, True))[
-                round(frame.rotation / 90) % 4
-            ]
+            quarters = (cls(), cls(True, True), cls(False, True, True), cls(True, False, True))
+            return quarters[round(frame.rotation / 90) % 4]  # anticlockwise
         if matrix is None:
             return cls()
         a, b, _, c, d = (int(n) for n in np.frombuffer(matrix, np.int32)[:5])

@@ -55,7 +55,7 @@ def open_video(source: Path | BinaryIO, name: str) -> Iterator[tuple[InputContai
 
 
 def _opened(source: Path | BinaryIO) -> AbstractContextManager[BinaryIO]:
-    if isinstance(source, Path):
+    if isinstance(source, (str, Path)):
         return open(source, "rb")
     source.seek(0)
     return nullcontext(source)
@@ -123,7 +123,7 @@ def decode(
     with _opened(source) as file:
         cut = False if truncated else is_cut(file)
     if cut:
-        raise DamagedError(f"{name} is truncated, its container announces more: {REPLACE}")
+        raise DamagedError(f"{name} is truncated, shorter than its container says: {REPLACE}")
     with open_video(source, name) as (container, stream):
         frames = _frames(container, stream, name, whole=cut is False)
         yield from shown(frames, stream, rate=rate, size=size, square=square)
