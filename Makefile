@@ -36,7 +36,9 @@ lab: .venv/installed  ## open JupyterLab
 
 notebooks: .venv/installed  ## run the notebooks as they are committed and keep their outputs
 	rm -rf scratch
-	jupyter execute --inplace --NotebookClient.coalesce_streams=True $(NOTEBOOKS)
+	jupyter execute --inplace $(NOTEBOOKS)
+	jupyter nbconvert --to notebook --inplace --log-level ERROR \
+		--CoalesceStreamsPreprocessor.enabled=True $(NOTEBOOKS) # printed output in one piece
 	nbstripout --keep-output --keep-count --extra-keys \
 		"cell.metadata.execution metadata.language_info.version metadata.widgets" $(NOTEBOOKS)
 

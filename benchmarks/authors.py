@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from srvp.config import Experiment
 from torch import Tensor
 from torch.utils.data import DataLoader
+
+from srvp.experiment import Experiment
 
 
 def add_to_path(checkout: Path) -> None:

@@ -24,18 +24,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from srvp.config import Experiment, load_experiment
 from torch import Tensor, nn
 
 from srvp.data.prepared import PreparedVideos
 from srvp.data.sets.moving_mnist import MovingMNIST
 from srvp.data.staging import Fold, Video, write_prepared
 from srvp.evaluation.protocol import evaluate, evaluate_experiment, sampler
+from srvp.experiment import Experiment, load_experiment
 from srvp.files import project_root
 from srvp.metrics.fvd import fvd, fvd_embeddings
 from srvp.metrics.i3d import WEIGHTS, load_i3d
 from srvp.models import official
-from srvp.training.loop import build_model, load_model, save_model
+from srvp.store import build_model, load_model, save_model
 
 Scored = dict[str, np.ndarray]  # metric: best score of every video
 
@@ -51,12 +51,13 @@ def make_videos(count: int, frames: int) -> Tensor:
 
 def make_model(experiment: Experiment, videos: Tensor) -> nn.Module:
     """Return a model of random weights, its statistics of batch norm settled."""
-    model = build_model(experiment.model, 1, seed=0)
+    model = build_model(experiment.model, experiment.shape, seed=0)
     x = videos[:4, : experiment.training.frames].float() / 255
     with torch.no_grad():
         model.transition.f[-1].weight.mul_(0.1)  # keep the states of the untrained model small
         for seed in range(20):
-            model(x, model.draw(*x.shape[:2], torch.Generator().manual_seed(seed)))
+            random = torch.Generator().manual_seed(seed)
+            model(x, model.draw_randomness(*x.shape[:2], 1, random))
     return model.eval()
 
 
@@ -88,7 +89,8 @@ def compare_speed(given: argparse.Namespace) -> None:
         theirs = load_authors_model(given.authors, model, Path(folder))
 
         def run_ours(partial: Path) -> Scored:
-            predictor = {"ours": sampler(model, experiment, config.euler_steps[0])}
+            predicted = experiment.predicted_frames
+            predictor = {"ours": sampler(model, config, predicted, config.predict[0])}
             scores = evaluate(predictor, clips, config, torch.device("cpu"), partial)["ours"]
             return {metric: values.max(axis=1) for metric, values in scores.samples.items()}
 
@@ -123,7 +125,7 @@ def load_authors_model(checkout: Path, model: nn.Module, folder: Path) -> nn.Mod
     c = model.config
     theirs = Authors(
         64,
-        model.channels,
+        model.shape.channels,
         *(c.nf, c.nhx, c.ny, c.nz, c.skip_connections, c.inference_frames),
         *(c.nh_inf, c.nlayers_inf, c.nh_res, c.nlayers_res, c.architecture),
     )
@@ -201,7 +203,8 @@ def measure_peak(given: argparse.Namespace) -> None:
     clips = PreparedVideos.open(given.folder / "test")
     clips.clips = clips.clips[: given.videos]
     experiment = replace(experiment, evaluation=config)
-    evaluate_experiment(model, experiment, clips, given.folder / str(os.getpid()))
+    source = given.folder / "model.safetensors"
+    evaluate_experiment(model, experiment, clips, source, given.folder / str(os.getpid()))
     status = Path("/proc/self/status").read_text()
     print(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e3)
 

@@ -16,10 +16,11 @@ from dataclasses import replace
 from statistics import median
 
 import torch
-from srvp.config import load_experiment
 
+from srvp.devices import pick_device
+from srvp.experiment import load_experiment
 from srvp.files import project_root
-from srvp.training.loop import build_model, pick_device
+from srvp.store import build_model
 
 FRAMES = 20
 # By decoder: experiment of params.yaml, and how the model differs from it. SVG is the last.
@@ -42,15 +43,15 @@ def generator(
 ) -> Callable[[], torch.Tensor]:
     """Return a function that generates `(futures, 20, C, 64, 64)` by an experiment's protocol."""
     experiment = load_experiment(project_root() / "params.yaml", name)
-    evaluation, channels = experiment.evaluation, experiment.data.channels
-    model = build_model(replace(experiment.model, **changes), channels, seed=0).eval()
+    evaluation, shape = experiment.evaluation, experiment.shape
+    model = build_model(replace(experiment.model, **changes), shape, seed=0).eval()
     model.to(device, memory_format=torch.channels_last)
     random = torch.Generator(device).manual_seed(0)
     frames = evaluation.conditioning_frames
-    x = torch.rand(1, frames, channels, 64, 64, generator=random, device=device)
+    x = torch.rand(1, frames, shape.channels, 64, 64, generator=random, device=device)
     given, noise = model.condition(x), model.draw_noise(futures, frames + FRAMES, random)
     return torch.inference_mode()(
-        lambda: model.predict(given, FRAMES, noise, euler_steps=evaluation.euler_steps[0]).x
+        lambda: model.predict(given, FRAMES, noise, **evaluation.predict[0]).x
     )
 
 

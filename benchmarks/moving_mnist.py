@@ -14,8 +14,8 @@ from train_step import Step, arguments, load, measure, our_step
 
 from srvp.data.sets import mnist
 from srvp.data.sets.moving_mnist import DETERMINISTIC, MovingMNIST, steps_at_once
+from srvp.devices import pick_device
 from srvp.files import project_root
-from srvp.training.loop import pick_device
 
 
 def main() -> None:

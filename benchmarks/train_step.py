@@ -27,7 +27,6 @@ from pathlib import Path
 import authors
 import numpy as np
 import torch
-from srvp.config import Experiment, load_experiment
 from torch.autograd import DeviceType
 from torch.nn import functional as F
 from torch.profiler import profile, record_function
@@ -35,8 +34,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from srvp.data.sets import mnist
 from srvp.data.sets.moving_mnist import DETERMINISTIC, MovingMNIST
+from srvp.devices import autocast, pick_device
+from srvp.experiment import Experiment, load_experiment
 from srvp.files import project_root
-from srvp.training.loop import Run, autocast, pick_device
+from srvp.training.run import Run
 
 SIDES = ("authors", "ours")
 WARM_UP = 2  # steps before the first round

@@ -56,6 +56,11 @@ ARGUMENTS: dict[str, list[Argument]] = {
         EXPERIMENT,
         ("--folder", {"type": Path, "help": "of the run; default runs/EXPERIMENT"}),
     ],
+    "import-savp": [
+        ("folder", {"type": Path, "help": "TensorFlow checkpoint and model_hparams.json"}),
+        ("--experiment", {"required": True, "help": "its data and protocol, such as savp_kth"}),
+        ("--out", {"type": Path, "help": "model file; default runs/EXPERIMENT/model.safetensors"}),
+    ],
     "videos": [("folder", {"type": Path})],
     "predict": [
         ("video", {"type": Path, "help": "a video, a GIF or a folder of pictures"}),
@@ -82,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m srvp", description=description)
     parsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, arguments in ARGUMENTS.items():
-        run = getattr(commands, name)
+        run = getattr(commands, name.replace("-", "_"))
         text = run.__doc__.splitlines()[0]
         command = parsers.add_parser(name, help=text, description=text)
         command.set_defaults(run=run)

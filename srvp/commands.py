@@ -100,6 +100,24 @@ def publish(experiment: str, folder: Path | None) -> None:
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256(path)}")
 
 
+def import_savp(folder: Path, experiment: str, out: Path | None) -> None:
+    """Turn a checkpoint of the public code of SAVP or SV2P into a model file."""
+    from srvp.models.official_savp import load
+    from srvp.store import MODEL_FILE, save_model
+
+    settings = _experiment(experiment)
+    model = load(folder, settings.data.size)
+    if model.shape != settings.shape:
+        raise ValueError(
+            f"the checkpoint is of {model.shape}, but experiments.{experiment} is of "
+            f"{settings.shape}: name another with --experiment"
+        )
+    path = out or _run(experiment, None) / MODEL_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_model(model, replace(settings, model=model.config), path)
+    print(path)
+
+
 def videos(folder: Path) -> None:
     """List the videos of a folder: what is taken, what is left out, and why. Writes nothing."""
     from srvp.data.listing import listing

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from srvp.models.fast import patches, winograd
-from srvp.models.networks import DownConv, FromVector, ToVector, UpConv, UpToImage
+from srvp.models.parts.fast import patches, winograd
+from srvp.models.parts.networks import DownConv, FromVector, ToVector, UpConv, UpToImage
 
 LAYERS = [
     (DownConv, (64, 160), (16, 64, 16, 8)),

@@ -114,6 +114,19 @@ def test_kth_clip_list_is_the_official_one(kth_out):
     assert test.test_clips(range(50)).shape == (50, 8, 1, 64, 64)
 
 
+def test_kth_clips_of_skipped_frames_fit_their_videos(kth_raw, kth_out, tmp_path):
+    shutil.copytree(kth_out, tmp_path / "out")
+    prepare("kth", kth_raw, tmp_path / "out", test_frames=4, frame_step=2)
+    _, test = open_folds(tmp_path / "out")
+    assert test.frame_step == 2
+    assert test.test_clips(range(50)).shape == (50, 4, 1, 64, 64)
+    exact = dict.fromkeys(raw_archives.kth_names(), 7)
+    config = configure("kth", test_frames=4, frame_step=2)
+    assert {start for _, start in kth.test_clips(exact, config)} == {0}
+    with pytest.raises(ValueError, match="has 6 frames, but a test clip spans 7: lower"):
+        kth.test_clips(dict.fromkeys(exact, 6), config)
+
+
 def test_kth_gap_besides_the_known_ones_is_an_error(tmp_path):
     raw_archives.write_kth(tmp_path, skip=["person03_running_d1"])
     with pytest.raises(FileNotFoundError, match=r"lacks 1 of the 599 .*person03_running_d1"):
@@ -203,6 +216,7 @@ def test_human36m_folds_are_those_of_the_subjects_without_all(human_out):
     assert train.names == [f"S{subject}-Directions 1.54138969" for subject in (1, 5, 6, 7, 8)]
     assert test.names == ["S11-Directions 1.54138969", "S9-Directions 1.54138969"]
     assert (train.channels, train.size) == (3, (64, 64))
+    assert train.validation.tolist() == train_validation_split(5, 42)[1].tolist()
     assert train.lengths.tolist() == [12] * 5
     assert (test.clip_frames, test.frame_step) == (2, 8)
     assert train.notes == [
@@ -341,6 +355,7 @@ def test_bair_order_clips_and_notes(tmp_path):
     prepare("bair", tmp_path, tmp_path / "out")
     train, test = open_folds(tmp_path / "out")
     assert train.names == ["traj_10_to_11/001", "traj_8_to_9/001"]
+    assert train.validation.tolist() == train_validation_split(2, 42)[1].tolist()
     assert test.clips.tolist() == [[0, 0]]
     assert (test.clip_frames, test.frame_step) == (30, 1)
     assert test.notes == ["1 videos in test, of 256 in the whole set"]

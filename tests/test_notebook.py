@@ -1,6 +1,7 @@
 """Running a notebook, and the curves that grow in it."""
 
 import re
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -155,3 +156,16 @@ def test_only_what_is_used_is_imported():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout == "set()\n", result.stderr
+
+
+def test_an_experiment_that_a_shallow_clone_would_lose_is_refused(tmp_path, monkeypatch):
+    """DVC runs queued and `--temp` experiments in a folder below `.dvc/tmp/exps` of the clone."""
+    root = tmp_path / ".dvc" / "tmp" / "exps" / "standalone"
+    root.mkdir(parents=True)
+    shutil.copy(ROOT / "params.yaml", root)
+    (root / "notebooks").symlink_to(ROOT / "notebooks")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "shallow").touch()
+    monkeypatch.setenv("SRVP_ROOT", str(root))
+    with pytest.raises(NotebookError, match="shallow clone, .* run `git fetch --unshallow`"):
+        run_stage("01_prepare", "tiny")

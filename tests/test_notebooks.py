@@ -21,6 +21,13 @@ def test_notebooks_are_committed_as_run_from_top_to_bottom(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_what_a_cell_prints_is_committed_in_one_piece(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        printed = [out for out in cell.get("outputs", []) if out.get("name") == "stdout"]
+        assert len(printed) <= 1
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_cells_are_short(path):
     notebook = nbformat.read(path, as_version=4)
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]

@@ -6,6 +6,7 @@ describe it (`tensor_bundle.proto`, LevelDB's table format).
 
 import json
 import struct
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,11 +16,14 @@ import pytest
 import reference_savp as reference
 import torch
 from reference_savp import Variables, as_frames, channels_last
+from test_savp_training import experiment
 
+from srvp import commands
 from srvp.models.interface import Clips
 from srvp.models.official_savp import load
 from srvp.models.savp import Noise
 from srvp.models.tf_bundle import read_checkpoint
+from srvp.store import load_model
 
 TYPES = {"float32": 1, "float64": 2, "int32": 3, "int64": 9}
 
@@ -237,6 +241,24 @@ def test_savp_predicts_what_its_checkpoint_does(gan: bool, old: bool, tmp_path: 
             judge = model.discriminators["prior"]
             logits = judge(x.frames, judge.normalised()).logits
             torch.testing.assert_close(logits.double(), judged.detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_the_command_writes_a_model_file(tmp_path: Path, monkeypatch) -> None:
+    x, variables = clips(32), Variables(3)
+    pair = channels_last(x.frames[:, 0]).repeat(1, 1, 1, 2)
+    reference.savp_encoder(variables, pair, 4, 3)
+    every = torch.ones(2, 3).bool()
+    reference.savp_pass(variables, x, torch.zeros(2, 3, 3).double(), every, 4, "cdna")
+    archive(tmp_path, variables, SAVP, old=True)
+    monkeypatch.setattr(commands, "_experiment", experiment)
+    commands.import_savp(tmp_path, "savp", tmp_path / "new" / "model.safetensors")
+    model, settings = load_model(tmp_path / "new" / "model.safetensors")
+    assert settings.model == model.config and model.config.kl_weight == 0.1
+    assert model.state_dict()["cell.masks.bias"].equal(load(tmp_path).cell.masks.bias)
+    other = replace(experiment("savp"), data=replace(experiment("savp").data, size=64))
+    monkeypatch.setattr(commands, "_experiment", lambda name: other)
+    with pytest.raises(ValueError, match=r"size=32.* but experiments.savp is .*size=64"):
+        commands.import_savp(tmp_path, "savp", None)
 
 
 def test_checkpoints_of_other_models_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from PIL import Image
 
 from srvp.data.prepared import PreparedVideos
 from srvp.data.staging import Fold, Video, write_prepared
-from srvp.evaluation import predictions
 from srvp.evaluation.predictions import evaluate_predictions, open_predictions
 from srvp.evaluation.protocol import evaluate
 
@@ -102,7 +101,10 @@ ZEROS = np.zeros(SHAPE, np.uint8)
             ZEROS[:2],
             r"wrong.npz has shape \(2, 1, 6, .*, expected \(3 clips, samples, 6, 1, 64, 64\)",
         ),
-        (ZEROS[:, 1:], r"has shape \(3, 1, 5, 1, 64, 64\), expected .* predicted frames alone"),
+        (
+            ZEROS[:, 1:],
+            r"has shape \(3, 1, 5, 1, 64, 64\), expected .* only their predicted",
+        ),
         (ZEROS[..., :32], r"has shape \(3, 1, 6, 1, 64, 32\), expected"),
         (ZEROS[0], r"has shape \(6, 1, 64, 64\), expected"),
         (ZEROS.astype(int), r"wrong.npz is int64, expected uint8, or float in \[0, 1\]"),
@@ -151,13 +153,13 @@ def test_command_line_writes_the_results_or_one_line(setup, samples, tmp_path):
 
     def run(name):
         options = ["--experiment", "mine", "--out", "out"]
-        command = [sys.executable, "-m", predictions.__name__, name, *options]
+        command = [sys.executable, "-m", "srvp", "score", name, *options]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
 
     done = run("other.npz")
     assert done.returncode == 0 and "100.0" in done.stdout and "black frame" in done.stdout
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["other"]["psnr"] == 100
     failed = run("nan.npz")
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     assert failed.stderr.splitlines()[-1].startswith("error: nan, clips 0-1: predicted frames")
     assert "Traceback" not in failed.stderr

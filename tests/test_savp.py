@@ -6,12 +6,12 @@ import torch
 from reference_savp import ERRORS, Variables, as_frames, assert_close, assert_terms_equal
 from torch import Tensor
 
-from srvp.models import cdna
-from srvp.models.discriminators import SpectralWeight, VideoDiscriminator
 from srvp.models.interface import Clips, VideoShape
 from srvp.models.official_savp import from_variables
+from srvp.models.parts import cdna
+from srvp.models.parts.discriminators import SpectralWeight, VideoDiscriminator
+from srvp.models.parts.savp_networks import PooledConv2d, UpsampledConv2d
 from srvp.models.savp import SAVP, Config, Noise, Randomness
-from srvp.models.savp_networks import PooledConv2d, UpsampledConv2d
 from srvp.schema import ConfigError
 
 SIZE, FRAMES, COUNT, GIVEN, CLIP = 32, 6, 2, 2, 4

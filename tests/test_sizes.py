@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, generator
+from PIL import Image
 from safetensors.numpy import load_file
 
-from srvp.data import TrainingVideos
+from srvp.data import TrainingVideos, open_test, open_training, prepare
 from srvp.data.prepared import PreparedVideos
 from srvp.data.sets.moving_mnist import MovingMNIST
 from srvp.data.staging import Fold, Video, write_prepared
@@ -120,3 +121,26 @@ def test_a_reader_of_a_step_opens_six_files_and_of_an_evaluation_seven():
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith("files")]
     counts = {line[1]: int(line[2].rstrip(":")) for line in lines}
     assert counts["step"] <= 6 and counts["evaluation"] <= 7, done.stdout + done.stderr
+
+
+def test_own_videos_are_stored_trained_on_and_predicted_at_128_pixels(tmp_path):
+    """Six small films of a moving square, two for each fold."""
+    for number, fold in enumerate(["train", "train", "val", "val", "test", "test"]):
+        films = [np.zeros((48, 64, 3), np.uint8) for _ in range(10)]
+        for t, film in enumerate(films):
+            film[10 : 20 + number, 3 * t : 3 * t + 12] = (250, 200, 30)
+        path = tmp_path / "raw" / "videos" / fold / f"{number}.gif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        first, *others = map(Image.fromarray, films)
+        first.save(path, save_all=True, append_images=others, duration=100)
+    experiment = experiments()["srvp_vgg"]
+    data = replace(experiment.data, dataset="videos", channels=3)
+    experiment = replace(experiment, data=data)
+    prepared = tmp_path / "prepared"
+    prepare(data, tmp_path / "raw", prepared)
+    train(experiment, open_training(data, prepared, torch.device("cpu")), tmp_path / "run")
+    file = tmp_path / "run" / "model.safetensors"
+    model, _ = load_model(file)
+    evaluate_experiment(model, experiment, open_test(data, prepared), file, tmp_path / "run")
+    examples = load_file(tmp_path / "run" / "examples.safetensors")
+    assert examples["psnr.best"].shape == (2, 3, 3, SIZE, SIZE)

@@ -1,6 +1,8 @@
 """Pretrained models: how one is made and scored, and what its card must say."""
 
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from itertools import product
@@ -120,3 +122,30 @@ def test_a_pretrained_model_has_a_card_and_its_results_scores(tmp_path, monkeypa
         path.touch()
     assert store.pretrained_folders() == [tmp_path / "pretrained" / name for name in "ab"]
     assert store.pretrained_results() == [tmp_path / "pretrained" / "b"]
+
+
+def python(code, cwd, **environment):
+    """Run code in another folder, without this one on the path."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SRVP_ROOT")}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=cwd, env=clean | environment, capture_output=True, text=True)
+
+
+LOAD = "import srvp; print(srvp.load_pretrained('smmnist_gpu')[1].name)"
+
+
+@pytest.mark.parametrize("beside", ["", "srvp/", "params.yaml"])
+def test_a_pretrained_model_loads_from_any_folder(beside, tmp_path):
+    """Beside a folder `srvp`, as that which holds a clone; and in another project of DVC."""
+    if beside.endswith("/"):
+        (tmp_path / beside).mkdir()
+    elif beside:
+        (tmp_path / beside).write_text("train: {lr: 1}\n")
+    done = python(LOAD, tmp_path)
+    assert done.stdout.strip() == "smmnist_gpu", done.stderr
+
+
+def test_a_variable_names_the_clone_and_a_wrong_one_is_said(tmp_path):
+    assert python(LOAD, tmp_path, SRVP_ROOT=str(ROOT)).stdout.strip() == "smmnist_gpu"
+    wrong = python(LOAD, tmp_path, SRVP_ROOT=str(tmp_path))
+    assert "SRVP_ROOT is" in wrong.stderr and "set it to a clone" in wrong.stderr

@@ -89,7 +89,12 @@ def test_preparing_data_loads_no_training_no_networks_and_no_fast_convolutions()
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     modules = loaded.stdout.split()
     assert "srvp.data" in modules, loaded.stderr
-    heavy = ("srvp.training", "srvp.models.fast", "srvp.models.networks", "srvp.evaluation")
+    heavy = (
+        "srvp.training",
+        "srvp.models.parts.fast",
+        "srvp.models.parts.networks",
+        "srvp.evaluation",
+    )
     assert not [
         m for m in modules if m.startswith((*heavy, "srvp.metrics.i3d", "srvp.metrics.lpips"))
     ]

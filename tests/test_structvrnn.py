@@ -8,8 +8,8 @@ from matplotlib.colors import to_hex
 from reference import structvrnn as reference
 
 from srvp.devices import autocast
-from srvp.models import keypoints as kp
 from srvp.models.interface import VideoShape
+from srvp.models.parts import keypoints as kp
 from srvp.models.structvrnn import Config, Noise, Randomness, StructVRNN
 from srvp.report import figures
 from srvp.report.figures.style import GIVEN, PREDICTED
@@ -95,7 +95,7 @@ def test_training_agrees_with_the_reference(channels, size, width, frames):
     vision = reference.vision(w, sizes, numpy_frames(x))
 
     points, maps = model.detect(x)
-    painted = model.paint(points, model.set_scene(x[:, 0], points[:, 0]))
+    painted = model.paint(points, model.scene(x[:, 0], points[:, 0]))
     close(maps.movedim(-3, -1), vision["maps"])
     close(points, vision["keypoints"])
     close(painted.movedim(-3, -1) - 0.5, vision["painted"])
@@ -254,7 +254,7 @@ def test_keypoints_move_with_the_image():
 def test_keypoints_without_intensity_draw_nothing():
     model, x = build(TINY_FRAMES), clips()
     points, _ = model.detect(x)
-    scene = model.set_scene(x[:, 0], points[:, 0])
+    scene = model.scene(x[:, 0], points[:, 0])
     hidden = points.clone()
     hidden[..., 2] = 0
     assert not kp.to_maps(hidden, 4, 0.1).any()

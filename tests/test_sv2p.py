@@ -15,9 +15,9 @@ from reference_savp import (
 )
 from torch import Tensor
 
-from srvp.models import cdna
 from srvp.models.interface import Clips, VideoShape
 from srvp.models.official_savp import from_variables
+from srvp.models.parts import cdna
 from srvp.models.sv2p import SV2P, Config, Randomness
 from srvp.schema import ConfigError
 

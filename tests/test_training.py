@@ -17,8 +17,8 @@ from conftest import ROOT
 from srvp.devices import pick_device
 from srvp.experiment import to_entry
 from srvp.metrics.psnr import psnr
-from srvp.models.fast import winograd
 from srvp.models.interface import Clips
+from srvp.models.parts.fast import winograd
 from srvp.store import build_model, load_model, save_model
 from srvp.training import run as runs
 from srvp.training.loop import obstacle_to_resuming, read_checkpoint, train

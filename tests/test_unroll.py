@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from srvp.models.fast.unroll import unroll_mlp
-from srvp.models.networks import mlp
+from srvp.models.parts.fast.unroll import unroll_mlp
+from srvp.models.parts.networks import mlp
 
 VIDEOS, FRAMES, NY = 5, 6, 4
 

@@ -119,8 +119,8 @@ class PreparedVideos:
 
     def __reduce__(self) -> tuple:
         """Let another process open the files itself: memory maps cannot be handed over."""
-        reopen = partial(PreparedVideos.open, with_actions=self.actions is not None)
-        return reopen, (self.folder,), {"clips": self.clips}
+        reopen = partial(PreparedVideos, with_actions=self.actions is not None)
+        return reopen, (self.folder, self.manifest), {"clips": self.clips}
 
     def array(self, name: str) -> np.ndarray:
         """Return an array with a row per frame of all videos, memory-mapped, such as `actions`."""

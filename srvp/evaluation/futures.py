@@ -20,7 +20,6 @@ class Futures(NamedTuple):
     how_read: str  # how the video became frames of the model's size
 
 
-@torch.inference_mode()
 def predict_futures(
     model: VideoModel,
     experiment: Experiment,
@@ -55,8 +54,9 @@ def predict_futures(
             f"{video} does not exist: name a video, a GIF or a folder of pictures"
         )
     count = given or experiment.evaluation.conditioning_frames
+    channels, size, _ = model.shape
     clip, how_read = read_clip(
-        video, size=model.shape.size, channels=model.shape.channels, crop=crop, rate=rate
+        video, size=size, channels=channels, crop=crop, rate=rate, frames=count + frames
     )
     if len(clip) < count:
         raise ValueError(
@@ -66,8 +66,10 @@ def predict_futures(
     device = next(model.parameters()).device
     x = torch.from_numpy(clip[None, :count]).to(device).float() / 255
     noise = model.draw_noise(samples, count + frames, torch.Generator().manual_seed(seed))
-    noise = type(noise)(*(part.to(device) for part in noise))
-    condition = model.condition(x)
-    predicted = model.predict(condition, frames, noise).x
-    future = (255 * predicted.float()).round().byte().cpu().numpy()
-    return Futures(clip[:count], clip[count : count + frames], future, how_read)
+    future = np.empty((samples, frames, *clip.shape[1:]), np.uint8)
+    done = 0
+    # As floats, and with what the model keeps, all futures together would take many times the room.
+    for part in model.futures(x, frames, [noise], at_once=experiment.evaluation.frames_at_once):
+        future[done : done + part.shape[1]] = (255 * part[0]).round().byte().cpu().numpy()
+        done += part.shape[1]
+    return Futures(clip[:count], clip[count:], future, how_read)

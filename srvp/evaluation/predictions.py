@@ -26,8 +26,8 @@ from torch import Tensor
 
 from srvp.data.prepared import PreparedVideos
 from srvp.devices import pick_device
-from srvp.evaluation.protocol import Predictor, evaluate, trivial_predictors
-from srvp.evaluation.results import Scores, digest, fingerprint, write_scores
+from srvp.evaluation.protocol import Predictor, evaluate, partial_folder, trivial_predictors
+from srvp.evaluation.results import Scores, digest, write_scores
 from srvp.experiment import Experiment
 from srvp.models.interface import Clips
 
@@ -141,7 +141,7 @@ def evaluate_predictions(
     frames = experiment.predicted_frames
     predictions = open_predictions(path, (len(videos.clips), frames, videos.channels, *videos.size))
     config = replace(experiment.evaluation, samples=predictions.samples)
-    partial = out / "partial" / fingerprint(digest(path), config, videos)
+    partial = partial_folder(out, digest(path), config, videos)
     predictors = {path.stem: _predictor(predictions), **trivial_predictors(frames)}
     device = pick_device(experiment.training.device)
     scores = evaluate(predictors, videos, config, device, partial)

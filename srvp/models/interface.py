@@ -206,8 +206,7 @@ class VideoModel(nn.Module, ABC):
             ValueError: the noise does not fit, or the model has no such option.
         """
         self.check_noise(noise, given, frames)
-        if options:
-            check_options(self.config, options)
+        check_options(self.config, options)
         return self._predict(given.state, frames, noise, **options)
 
     @torch.inference_mode()

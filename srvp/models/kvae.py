@@ -44,10 +44,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from srvp.models import kalman
 from srvp.models.interface import Clips, ModelConfig, VideoModel, VideoShape
-from srvp.models.kalman import Gaussian
-from srvp.models.kvae_dynamics import Dynamics, DynamicsConfig, apply, exactly, mix
+from srvp.models.parts import kalman
+from srvp.models.parts.kalman import Gaussian
+from srvp.models.parts.kvae_dynamics import Dynamics, DynamicsConfig, apply, exactly, mix
 from srvp.schema import Count, Real, Whole
 
 MAP_SIZE = 4  # height and width of the smallest feature map

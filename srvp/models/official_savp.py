@@ -143,11 +143,11 @@ def _build_sv2p(variables: Mapping, hparams: Mapping, size: int, settings: Mappi
     values = SV2P_DEFAULTS | hparams
     start, end = values["kl_anneal_steps"]
     ours = {ours: values[key] for key, ours in SV2P_KEYS.items() if key in values}
-    config = sv2p.Config(**{**ours, "kl_start": start, "kl_end": end, **settings})
-    channels = variables["generator/scale1_conv1/weights"].shape[2]
-    actions = variables["generator/conv4/weights"].shape[2] - 65
+    channels, nf = variables["generator/scale1_conv1/weights"].shape[2:]
+    config = sv2p.Config(**{**ours, "nf": nf, "kl_start": start, "kl_end": end, **settings})
+    actions = variables["generator/conv4/weights"].shape[2] - 2 * nf - 1
     if "generator/cdna_params/weights" in variables:
-        size = 8 * math.isqrt(variables["generator/cdna_params/weights"].shape[0] // 128)
+        size = 8 * math.isqrt(variables["generator/cdna_params/weights"].shape[0] // (4 * nf))
     return config.build(VideoShape(channels, size, actions))
 
 

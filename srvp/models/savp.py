@@ -41,20 +41,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from srvp.models import cdna, networks
-from srvp.models.discriminators import VideoDiscriminator
 from srvp.models.interface import Clips, ModelConfig, VideoModel, VideoShape
-from srvp.models.savp_networks import (
+from srvp.models.parts import cdna, networks
+from srvp.models.parts.discriminators import VideoDiscriminator
+from srvp.models.parts.savp_networks import (
     ENCODERS,
     Cell,
     CellState,
     PosteriorEncoder,
     Transformation,
 )
-from srvp.models.tf_layers import tile
+from srvp.models.parts.tf_layers import tile
 from srvp.schema import ConfigError, Count, Real, Whole
 
 PASSES = ("posterior", "prior")  # the order of the random windows' axis
+State = CellState | None  # None before the first frame
 LEAST_TRUE_RATE = 0.001  # of scheduled sampling: below, no true frame is used
 
 
@@ -275,7 +276,7 @@ class SAVP(VideoModel):
     ) -> Iterator[cdna.Drawn]:
         first = clips.frames[:, 0]
 
-        def advance(t: int, x: Tensor, state: CellState | None):
+        def advance(t: int, x: Tensor, state: State):
             action = clips.actions[:, t] if self.shape.actions else None
             return self.cell(x, first, z[:, t], action, state)
 

@@ -30,10 +30,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from srvp.models import networks
 from srvp.models.ablations import GRUTransition, MLPTransition
-from srvp.models.fast.unroll import unroll_mlp
 from srvp.models.interface import Clips, ModelConfig, VideoModel, VideoShape
+from srvp.models.parts import networks
+from srvp.models.parts.fast.unroll import unroll_mlp
 from srvp.schema import ConfigError, Count, Real, Whole
 
 FRAMES_AT_ONCE = 1024  # decoded together in prediction: their maps take up to 0.65 MB each

@@ -41,8 +41,8 @@ This module differs from that code in three points:
   one predicts frames (google-research, issue 417).
 
 Shapes: B videos, T frames, C channels; x (B, T, C, H, H) in [0, 1], which the networks see in
-[-1/2, 1/2]; keypoints (B, T, K, 3), see `srvp.models.keypoints`, those that the model predicts with
-scales in (-1, 1); heat maps (B, T, K, w, w); z (B, T, z_dim); h (B, rnn_size).
+[-1/2, 1/2]; keypoints (B, T, K, 3), see `srvp.models.parts.keypoints`, those that the model
+predicts with scales in (-1, 1); heat maps (B, T, K, w, w); z (B, T, z_dim); h (B, rnn_size).
 """
 
 import math
@@ -55,10 +55,10 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from srvp.models import keypoints as kp
-from srvp.models import networks
-from srvp.models import tf_layers as tf
 from srvp.models.interface import Clips, ModelConfig, VideoModel, VideoShape
+from srvp.models.parts import keypoints as kp
+from srvp.models.parts import networks
+from srvp.models.parts import tf_layers as tf
 from srvp.schema import ConfigError, Count, Real
 
 DECODER_SIZE = 128  # hidden units of the keypoint decoder, fixed in the authors' code
@@ -223,7 +223,7 @@ class StructVRNN(VideoModel):
         maps = F.softplus(self.heat_maps(features).float()).unflatten(0, x.shape[:2])
         return kp.from_maps(maps), maps
 
-    def set_scene(self, first: Tensor, keypoints: Tensor) -> Scene:
+    def scene(self, first: Tensor, keypoints: Tensor) -> Scene:
         """Return what to paint on, by the first frame `(B, C, H, H)` and its keypoints."""
         features = torch.cat([self.appearance(first - 0.5), self._to_maps(keypoints)], dim=1)
         return Scene(first, kp.add_coordinates(features))
@@ -297,7 +297,7 @@ class StructVRNN(VideoModel):
     def _loss(self, clips: Clips, randomness: Randomness, objective: str) -> Loss:
         c, x = self.config, clips.frames
         keypoints, maps = self.detect(x)
-        painted = self.paint(keypoints, self.set_scene(x[:, 0], keypoints[:, 0]))
+        painted = self.paint(keypoints, self.scene(x[:, 0], keypoints[:, 0]))
         true = keypoints.detach()
         dynamics = self.follow(true, randomness)
         half = 0.5 / (x.shape[0] * x.shape[1])
@@ -313,7 +313,7 @@ class StructVRNN(VideoModel):
 
     def _condition(self, clips: Clips) -> State:
         keypoints, _ = self.detect(clips.frames)
-        return State(keypoints, self.set_scene(clips.frames[:, 0], keypoints[:, 0]))
+        return State(keypoints, self.scene(clips.frames[:, 0], keypoints[:, 0]))
 
     def _predict(self, state: State, frames: int, noise: Noise) -> Prediction:
         given, samples = state.keypoints.shape[1], len(noise.z) // len(state.keypoints)

@@ -27,7 +27,7 @@ runs a second pass with z from the prior to display it; both are left out. With 
 the arm's state as well.
 
 Shapes: B clips, T frames, C channels; x (B, T, C, H, W) in [0, 1]; z (B, 1, H / 8, W / 8), and
-(B, T - 1, 1, H / 8, W / 8) if it is time-variant. Sizes are those of 64x64 pixels.
+(B, T - 1, 1, H / 8, W / 8) if it is time-variant.
 """
 
 from collections.abc import Iterator
@@ -38,9 +38,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from srvp.models import cdna
 from srvp.models.interface import Clips, ModelConfig, VideoModel, VideoShape
-from srvp.models.tf_layers import (
+from srvp.models.parts import cdna
+from srvp.models.parts.tf_layers import (
     ConvLSTM,
     SameConv2d,
     SameUpConv2d,
@@ -54,16 +54,18 @@ from srvp.schema import ConfigError, Count, Real, Whole
 
 KERNELS = 10
 LEAST_LOG_VARIANCE = -5.0
+States = list[State] | None  # of the LSTMs; None before the first frame
 
 
 @dataclass(frozen=True)
 class Config(ModelConfig):
-    """The variant and its training, by default the public code's, which fixes the sizes."""
+    """Variant and training, by default those of the public code."""
 
     terms = {"mse": "squared error per pixel", "kl": "KL of z per cell (nats)"}  # noqa: RUF012
     conditioning_frames: Count  # P: in training, the first P frames are always true ones
     posterior_frames: Count  # T: frames that the posterior sees, as many as training.frames
     beta: Real  # weight of the KL, at last
+    nf: Count = 32  # channels of the first layers; the public code fixes them
     time_variant: bool = False  # whether z is drawn anew for each frame
     transformation: Literal["cdna", "dna"] = "cdna"  # kernels per frame, or per pixel
     all_kernels: bool = False  # a mask for the last kernel too, which the public code lacks
@@ -141,24 +143,26 @@ class Predictor(nn.Module):
         self.dna = config.transformation == "dna"
         # The frame, the scratch image (not in DNA) and the moved ones, but for the dropped one.
         self.images = 2 if self.dna else KERNELS + 1 + config.all_kernels
-        self.e0 = SameConv2d(shape.channels, 32, 5, 2, bias=False)
-        self.e0_norm = layer_norm(32)
-        self.e1 = SameConv2d(32, 32, 3, 2)
-        self.e2 = SameConv2d(64, 64, 3, 2)
-        self.e3 = nn.Conv2d(64 + shape.actions + 1, 64, 1)
-        self.e4 = SameUpConv2d(128, 128)
-        self.e5 = SameUpConv2d(96, 96)
-        self.e6 = SameUpConv2d(64, 64, bias=False)
-        self.e6_norm = layer_norm(64)
-        widths = ((32, 32), (32, 32), (32, 64), (64, 64), (64, 128), (128, 64), (96, 32))
-        self.lstms = nn.ModuleList(ConvLSTM(inputs, width) for inputs, width in widths)
-        self.norms = nn.ModuleList(layer_norm(width) for _, width in widths)
-        self.masks = nn.Conv2d(64, self.images, 1)
+        n = config.nf
+        self.e0 = SameConv2d(shape.channels, n, 5, 2, bias=False)
+        self.e0_norm = layer_norm(n)
+        self.e1 = SameConv2d(n, n, 3, 2)
+        self.e2 = SameConv2d(2 * n, 2 * n, 3, 2)
+        self.e3 = nn.Conv2d(2 * n + shape.actions + 1, 2 * n, 1)
+        self.e4 = SameUpConv2d(4 * n, 4 * n)
+        self.e5 = SameUpConv2d(3 * n, 3 * n)
+        self.e6 = SameUpConv2d(2 * n, 2 * n, bias=False)
+        self.e6_norm = layer_norm(2 * n)
+        # Inputs and channels of the LSTMs, in units of n.
+        widths = ((1, 1), (1, 1), (1, 2), (2, 2), (2, 4), (4, 2), (3, 1))
+        self.lstms = nn.ModuleList(ConvLSTM(a * n, b * n) for a, b in widths)
+        self.norms = nn.ModuleList(layer_norm(b * n) for _, b in widths)
+        self.masks = nn.Conv2d(2 * n, self.images, 1)
         if self.dna:
-            self.kernels = nn.Conv2d(64, cdna.TAPS, 1)
+            self.kernels = nn.Conv2d(2 * n, cdna.TAPS, 1)
         else:
-            self.scratch = nn.Conv2d(64, shape.channels, 1)
-            self.kernels = nn.Linear(128 * (shape.size // 8) ** 2, cdna.TAPS * KERNELS)
+            self.scratch = nn.Conv2d(2 * n, shape.channels, 1)
+            self.kernels = nn.Linear(4 * n * (shape.size // 8) ** 2, cdna.TAPS * KERNELS)
 
     def forward(
         self, x: Tensor, z: Tensor, action: Tensor | None, states: list[State | None] | None
@@ -203,16 +207,16 @@ class Predictor(nn.Module):
 class Tower(nn.Module):
     """The posterior: from all frames of a clip to z."""
 
-    def __init__(self, frames: int, shape: VideoShape):
+    def __init__(self, frames: int, shape: VideoShape, nf: int):
         super().__init__()
-        widths = ((frames * shape.channels, 32, 2), (32, 64, 2), (64, 64, 1))
+        widths = ((frames * shape.channels, nf, 2), (nf, 2 * nf, 2), (2 * nf, 2 * nf, 1))
         layers = (
             [SameConv2d(inputs, out, 3, stride, bias=False), layer_norm(out), nn.ReLU()]
             for inputs, out, stride in widths
         )
         self.trunk = nn.Sequential(*(layer for stage in layers for layer in stage))
-        self.mean = nn.Sequential(SameConv2d(64, 1, 3, 2, bias=False), layer_norm(1))
-        self.log_variance = nn.Sequential(SameConv2d(64, 1, 3, 2, bias=False), layer_norm(1))
+        self.mean = nn.Sequential(SameConv2d(2 * nf, 1, 3, 2, bias=False), layer_norm(1))
+        self.log_variance = nn.Sequential(SameConv2d(2 * nf, 1, 3, 2, bias=False), layer_norm(1))
 
     def forward(self, x: Tensor) -> Posterior:
         """Infer q(z) of clips `(B, T, C, H, W)`."""
@@ -227,7 +231,7 @@ class SV2P(VideoModel):
     def __init__(self, config: Config, shape: VideoShape):
         super().__init__(config, shape)
         self.predictor = Predictor(config, shape)
-        self.tower = Tower(config.posterior_frames, shape)
+        self.tower = Tower(config.posterior_frames, shape, config.nf)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
@@ -278,7 +282,7 @@ class SV2P(VideoModel):
     def _unroll(
         self, clips: Clips, steps: int, z: Tensor, true_frames: Tensor | None = None
     ) -> Iterator[cdna.Drawn]:
-        def advance(t: int, x: Tensor, states: list[State] | None):
+        def advance(t: int, x: Tensor, states: States):
             z_t = z[:, t] if self.config.time_variant else z
             action = clips.actions[:, t] if self.shape.actions else None
             return self.predictor(x, z_t, action, states)

@@ -50,8 +50,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from srvp.models import networks
 from srvp.models.interface import Clips, ModelConfig, VideoModel, VideoShape
+from srvp.models.parts import networks
 from srvp.schema import Count, Real
 
 ENCODERS = {

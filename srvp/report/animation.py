@@ -50,13 +50,13 @@ class Pages(Sequence):
         if not 0 <= t < len(self):
             raise IndexError(f"page {t} of {len(self)}")
         color = to_rgb(GIVEN if t < self.given else PREDICTED)
-        strips, before = [], None
+        strips, labels = [], []
         for videos in self.rows:
             frames = [_bordered(video[t], color, self.zoom) for video in videos.values()]
-            if before is None or list(before) != list(videos):
-                strips.append(_header(list(videos), frames[0].shape[1]))
+            if list(videos) != labels:
+                labels = list(videos)
+                strips.append(_header(labels, frames[0].shape[1]))
             strips.append(np.concatenate(frames, axis=1))
-            before = videos
         width = max(strip.shape[1] for strip in strips)
         page = np.full((sum(map(len, strips)), width, 3), 255, np.uint8)
         for strip, top in zip(strips, np.cumsum([0, *map(len, strips)]), strict=False):
@@ -73,9 +73,12 @@ def save(pages: Sequence[np.ndarray], run: Path, name: str) -> None:
 def write_futures(futures: "Futures", out: Path) -> list[Path]:
     """Write sampled futures of a video beside what really follows, if the video has that.
 
+    Args:
+        futures: all of one length, of any size.
+        out: the files' common name; its own ending does not count.
+
     Returns:
-        The files: `out`, an MP4 of all futures; a GIF, and a picture of some frames, of the first
-        ones, with the same name.
+        The files: an MP4 with all futures; a GIF, and a PNG of some frames, with the first ones.
     """
     figures.use_style()
     given, total = len(futures.given), len(futures.given) + futures.samples.shape[1]
@@ -87,7 +90,7 @@ def write_futures(futures: "Futures", out: Path) -> list[Path]:
     for i, sample in enumerate(futures.samples, start=1):
         videos[f"future {i}"] = np.concatenate([futures.given, sample])
     first = dict(list(videos.items())[:SHOWN])
-    paths = [out, out.with_suffix(".gif"), out.with_suffix(".png")]
+    paths = [out.with_suffix(suffix) for suffix in (".mp4", ".gif", ".png")]
     write_mp4(Pages(_wrapped(videos), given, SIZE if len(videos) <= SHOWN else SIZE // 2), paths[0])
     write_gif(Pages(_wrapped(first), given), paths[1])
     write_png(figures.sample_grid(first, given, figures.spread(given, total)), paths[2])

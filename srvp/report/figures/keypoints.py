@@ -1,6 +1,6 @@
 """Figures of StructVRNN's keypoints: over the frames, and along the futures of a clip.
 
-Keypoints are float arrays `(..., K, 3)` as in `srvp.models.keypoints`: x, y and scale.
+Keypoints are float arrays `(..., K, 3)` as in `srvp.models.parts.keypoints`: x, y and scale.
 """
 
 from collections.abc import Mapping, Sequence

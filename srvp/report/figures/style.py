@@ -27,6 +27,7 @@ STYLE = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.labelsize": 8,
+    "axes.linewidth": 0.8,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 9,
@@ -40,20 +41,25 @@ STYLE = {
     "savefig.bbox": "tight",
     "savefig.dpi": 160,
     "xtick.labelsize": 7,
+    "xtick.major.width": 0.8,
     "ytick.labelsize": 7,
+    "ytick.major.width": 0.8,
 }
 
 
 def use_style() -> None:
     """Make matplotlib draw in the repository's style, and notebooks show its figures."""
     from IPython import get_ipython
-    from IPython.core.pylabtools import select_figure_formats
 
     style.use("default")  # whatever a user's own matplotlibrc says
     sns.set_theme(style="ticks", palette=CURVES, rc=STYLE)
     shell = get_ipython()
     if shell is not None:  # pyplot would do this when it makes its first figure
-        select_figure_formats(shell, {"png"})
+        shell.display_formatter.formatters["image/png"].for_type(Figure, _shown)
+
+
+def _shown(figure: Figure) -> bytes:
+    return png(figure, dpi=figure.dpi)
 
 
 def save(figure: Figure, run: Path, name: str) -> None:
@@ -67,11 +73,18 @@ def save(figure: Figure, run: Path, name: str) -> None:
 
 
 def write_png(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, in 256 colours where they are enough."""
-    drawn = BytesIO()
-    figure.savefig(drawn, format="png")
+    """Write a figure as PNG."""
     with atomic_write(path) as temporary:
-        _to_palette(Image.open(drawn).convert("RGB")).save(temporary, format="PNG", optimize=True)
+        temporary.write_bytes(png(figure))
+
+
+def png(figure: Figure, **settings: float) -> bytes:
+    """Return a figure as PNG, in 256 colours where they are enough."""
+    drawn, reduced = BytesIO(), BytesIO()
+    figure.savefig(drawn, format="png", **settings)
+    picture = _to_palette(Image.open(drawn).convert("RGB"))
+    picture.save(reduced, format="PNG", optimize=True)
+    return reduced.getvalue()
 
 
 def _to_palette(picture: Image.Image) -> Image.Image:

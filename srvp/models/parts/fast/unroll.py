@@ -16,8 +16,8 @@ def unroll_mlp(f: nn.Sequential, y: Tensor, z: Tensor, euler_steps: int) -> tupl
     """Unroll the states after y `(B, ny)`: `euler_steps` updates for each of z `(B, T, nz)`.
 
     Args:
-        f: linear maps with ReLU between them (`srvp.models.networks.mlp`), from `(..., ny + nz)` to
-            `(..., ny)`.
+        f: linear maps with ReLU between them (`srvp.models.parts.networks.mlp`), from
+            `(..., ny + nz)` to `(..., ny)`.
         y: states to start from.
         z: stochastic variables, one a frame.
         euler_steps: updates per frame, dt = 1 / euler_steps.

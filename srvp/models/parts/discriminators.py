@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from srvp.models.interface import VideoShape
-from srvp.models.tf_layers import full_precision, init_truncated_normal
+from srvp.models.parts.tf_layers import full_precision, init_truncated_normal
 
 
 class Judgement(NamedTuple):

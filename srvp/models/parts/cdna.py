@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from srvp.models.interface import Clips
-from srvp.models.tf_layers import full_precision
+from srvp.models.parts.tf_layers import full_precision
 
 SIZE = 5  # rows and columns of a kernel
 TAPS = SIZE * SIZE

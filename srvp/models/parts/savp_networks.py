@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from srvp.models import cdna
 from srvp.models.interface import VideoShape
-from srvp.models.tf_layers import (
+from srvp.models.parts import cdna
+from srvp.models.parts.tf_layers import (
     ConvLSTM,
     SameConv2d,
     State,

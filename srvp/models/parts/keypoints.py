@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from srvp.models.tf_layers import SameConv2d
+from srvp.models.parts.tf_layers import SameConv2d
 
 SLOPE = 0.2  # of every LeakyReLU
 

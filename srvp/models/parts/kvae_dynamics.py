@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from srvp.models import kalman
-from srvp.models.kalman import Gaussian
+from srvp.models.parts import kalman
+from srvp.models.parts.kalman import Gaussian
 from srvp.schema import ConfigError, Count, Real
 
 State = tuple[Tensor, Tensor]  # of the LSTM: hidden and cell, (B, alpha_size)

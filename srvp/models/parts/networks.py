@@ -6,7 +6,7 @@ and, with skip connections, those maps. SRVP's convolutions have no bias, SVG's 
 Architectures follow the papers' appendices and the authors' code.
 
 The layers have the parameters of PyTorch's own, by name and shape, and the same results; some
-compute them faster (`srvp.models.fast`).
+compute them faster (`srvp.models.parts.fast`).
 """
 
 from collections.abc import Callable
@@ -18,9 +18,9 @@ from torch.distributions import Normal
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from srvp.models.fast import winograd
-from srvp.models.fast.patches import Overlap, patches
 from srvp.models.interface import VideoShape
+from srvp.models.parts.fast import winograd
+from srvp.models.parts.fast.patches import Overlap, patches
 
 IMAGE = 4  # channels of an image, at most
 

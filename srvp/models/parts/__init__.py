@@ -1,0 +1,1 @@
+"""What models are made of: networks and layers, shared or too long for a model's own file."""
