@@ -245,19 +245,21 @@ def from_entry(name: str, entry: Any) -> Experiment:
 
 def _build_model(section: Any, key: str) -> ModelConfig:
     name = section.get("name") if isinstance(section, Mapping) else None
-    config = _model_config(name)
+    config = model_config(name)
     if config is None:
         found = (info.name for info in pkgutil.iter_modules(models.__path__))
-        known = [other for other in found if _model_config(other)]
+        known = [other for other in found if model_config(other)]
         raise ConfigError(f"{key}.name is {name!r}{suggest(str(name), known)}")
     return build(config, {k: v for k, v in section.items() if k != "name"}, key)
 
 
-def _model_config(name: Any) -> type[ModelConfig] | None:
+def model_config(name: Any) -> type[ModelConfig] | None:
     """Return the class `Config` of the file of that name in `srvp.models`, if there is one."""
     if not (isinstance(name, str) and name.isidentifier()):
         return None
     if importlib.util.find_spec(f"{models.__name__}.{name}") is None:
         return None
-    config = getattr(importlib.import_module(f"{models.__name__}.{name}"), "Config", None)
-    return config if isinstance(config, type) and issubclass(config, ModelConfig) else None
+    module = importlib.import_module(f"{models.__name__}.{name}")
+    config = getattr(module, "Config", None)
+    its_own = isinstance(config, type) and config.__module__ == module.__name__
+    return config if its_own and issubclass(config, ModelConfig) else None

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -11,8 +10,9 @@ from synchronised import synchronise_batch_norm
 from torch import distributed as group
 from torch.multiprocessing import spawn
 
-from srvp.data.staging import Fold, Video, write_prepared
+from srvp.data import prepare
 from srvp.experiment import load_experiment
+from srvp.models import sv2p
 from srvp.models.interface import Clips
 from srvp.training import distributed
 from srvp.training.launch import train_everywhere
@@ -94,26 +94,34 @@ def test_two_processes_make_the_steps_of_one(two_processes, name):
 
 
 def test_a_machine_with_several_devices_trains_on_all(tiny, tmp_path):
-    """Rows arrive in the calling process, one file is written, and both runs agree."""
-    digits = np.random.RandomState(0).randint(256, size=(40, 28, 28), dtype=np.uint8)
-    write_prepared(
-        tmp_path / "prepared" / "train",
-        [Video("digits", digits[:, None])],
-        Fold(),
-        settings={"size": 64},
-    )
-    changes = {"constant_steps": 4, "decay_steps": 0, "validation_interval": 2, "lr": 3e-4}
-    experiment = replace(tiny, training=replace(tiny.training, **changes, validation_videos=3))
+    """Rows arrive in the calling process, one file is written, and both runs agree.
+
+    SV2P has no batch norm, which PyTorch can share only among GPUs.
+    """
+    model = sv2p.Config(conditioning_frames=2, posterior_frames=6, beta=1e-3, nf=2)
+    changes = {"frames": 6, "constant_steps": 4, "decay_steps": 0, "validation_interval": 2}
+    changes |= {"lr": 3e-4, "validation_videos": 3, "validation_frames": 8}
+    training = replace(tiny.training, **changes)
+    evaluation = replace(tiny.evaluation, predict=({},))
+    experiment = replace(tiny, model=model, training=training, evaluation=evaluation)
+    prepare(tiny.data, ROOT / "data", tmp_path / "prepared")
     rows, models = {}, {}
     for processes in (1, 2):
         rows[processes], out = [], tmp_path / f"{processes}"
         models[processes] = train_everywhere(
             experiment, tmp_path / "prepared", out, rows[processes].append, processes
         )
-        assert {path.name for path in out.iterdir()} == {"model.safetensors", "training.csv"}
+        written = {path.name for path in out.iterdir()}
+        assert written == {"checkpoint.pt", "model.safetensors", "training.csv"}
     for one, two in zip(rows[1], rows[2], strict=True):
         assert two == pytest.approx(one, rel=1e-3)
     assert not models[2].training
+
+
+def test_batch_norm_is_not_left_apart_between_cpu_processes(tiny, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(ValueError, match="several processes on a CPU cannot share batch norm"):
+        Run(tiny, torch.device("cpu"))
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(monkeypatch):

@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT, generator
 
 from srvp import models
-from srvp.experiment import load_experiment
+from srvp.experiment import load_experiment, model_config
 from srvp.models import kvae, savp, structvrnn, sv2p
 from srvp.models.interface import Clips, VideoShape
 from srvp.store import build_model
@@ -27,7 +27,10 @@ KINDS = {  # config and size of frames
     "srvp_without_z": (replace(SRVP, nz=0), 64),
     "svg": (entry("svg_tiny"), 64),
     "sv2p": (sv2p.Config(conditioning_frames=2, posterior_frames=8, beta=1e-3, nf=4), 64),
-    "savp": (savp.Config(nz=2, conditioning_frames=2, kl_weight=0.1, ngf=2, nef=2, ndf=2), 64),
+    "savp": (
+        savp.Config(nz=2, conditioning_frames=2, kl_weight=0.1, ngf=2, nef=2, ndf=2, clip_length=4),
+        64,
+    ),
     "structvrnn": (
         structvrnn.Config(conditioning_frames=5, beta=0.1, keypoints=2, nf=2, rnn_size=4),
         64,
@@ -55,13 +58,9 @@ def predict(model, frames, count, total, samples=2, predicted=PREDICTED):
 
 
 def test_all_models_are_here():
-    found = {info.name for info in pkgutil.iter_modules(models.__path__)}
-    with_config = {
-        name
-        for name in found
-        if hasattr(__import__(f"srvp.models.{name}", fromlist=["Config"]), "Config")
-    }
-    assert with_config == {name.split("_")[0] for name in KINDS}
+    found = [info.name for info in pkgutil.iter_modules(models.__path__)]
+    named = {name for name in found if model_config(name) is not None}
+    assert named == {name.split("_")[0] for name in KINDS}
 
 
 def test_predictions_have_the_form_that_the_contract_asks_for(model, frames):

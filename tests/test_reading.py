@@ -206,6 +206,52 @@ def test_download_that_did_not_complete_is_refused(written, name):
             list(decode(io.BytesIO(content[:cut] + bytes(len(content) - cut)), name))
 
 
+class Pipe(io.BytesIO):
+    """A file in which nothing can be written afterwards, as live recordings are written."""
+
+    seek = tell = None
+
+
+LIVE = {
+    "matroska": Kind("libx264"),
+    "webm": Kind("libvpx", codec_options=video_files.FAST),
+    "mp4": VIDEOS["fragments.mp4"],
+    "flv": Kind("flv"),
+    "avi": Kind("mpeg4"),
+    "asf": Kind("wmv2"),
+    "ogg": Kind("libvpx", codec_options=video_files.FAST),
+}
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_live_recording_without_lengths_is_whole(name):
+    kind, pipe = LIVE[name], Pipe()
+    with av.open(pipe, "w", format=name, options=dict(kind.container_options)) as container:
+        stream = container.add_stream(kind.codec, rate=RATE, options=dict(kind.codec_options))
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, kind.pixels
+        for frame in video():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(stream.encode(None))
+    content = pipe.getvalue()
+    assert len(list(decode(io.BytesIO(content), name))) == FRAMES
+    if name != "asf":  # tells nothing
+        with pytest.raises(DamagedError, match=f"^{name} "):
+            list(decode(io.BytesIO(content[:-5]), name))
+
+
+@pytest.mark.parametrize(
+    "junk", [b"junk" * 100, bytes(4096), b"\r\n"], ids=["text", "zeros", "line"]
+)
+@pytest.mark.parametrize(
+    "name",
+    ["h264.mp4", "index first.mp4", "h264.mov", "mpeg4.avi", "h264.mkv", "vp9.webm", "wmv2.wmv",
+     "flv1.flv", "film.gif", "film.png"],
+)  # fmt: skip
+def test_what_follows_a_whole_container_does_not_matter(written, name, junk):
+    content = written[name].read_bytes() + junk
+    assert len(list(decode(io.BytesIO(content), name))) == FRAMES
+
+
 def test_truncated_video_is_read_up_to_its_end_where_that_is_known(written):
     content = written["mpeg4.avi"].read_bytes()
     half = content[: (content.index(b"movi") + len(content)) // 2]

@@ -123,7 +123,8 @@ def test_a_reader_of_a_step_opens_six_files_and_of_an_evaluation_seven():
     assert counts["step"] <= 6 and counts["evaluation"] <= 7, done.stdout + done.stderr
 
 
-def test_own_videos_are_stored_trained_on_and_predicted_at_128_pixels(tmp_path):
+@pytest.mark.parametrize("name", ["srvp_dcgan", "srvp_vgg", "svg_dcgan", "svg_vgg"])
+def test_own_videos_are_stored_trained_on_and_predicted_at_128_pixels(name, tmp_path):
     """Six small films of a moving square, two for each fold."""
     for number, fold in enumerate(["train", "train", "val", "val", "test", "test"]):
         films = [np.zeros((48, 64, 3), np.uint8) for _ in range(10)]
@@ -133,7 +134,7 @@ def test_own_videos_are_stored_trained_on_and_predicted_at_128_pixels(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         first, *others = map(Image.fromarray, films)
         first.save(path, save_all=True, append_images=others, duration=100)
-    experiment = experiments()["srvp_vgg"]
+    experiment = experiments()[name]
     data = replace(experiment.data, dataset="videos", channels=3)
     experiment = replace(experiment, data=data)
     prepared = tmp_path / "prepared"

@@ -4,8 +4,8 @@ Decoders stop without a word at the end of a cut file, and durations tell little
 longer than the pictures, a last frame may be held, a recording may start late. A container is a
 sequence of elements that state their own length, so a cut file ends inside of one of them.
 
-A file cut exactly between two elements is noticed only where the container has an end mark or
-states its length (not in MPEG transport streams and live recordings: they may end anywhere).
+A cut exactly between two elements is noticed only if the container has an end mark or a stated
+length. MPEG transport streams and live recordings have neither: they may end anywhere.
 """
 
 import io
@@ -47,91 +47,159 @@ def is_cut(file: BinaryIO) -> bool | None:
 
 
 def _walk(
-    read: Read, size: int, *, step: Step, start: int = 0, marked: bool = False
+    read: Read,
+    size: int,
+    step: Step,
+    start: int = 0,
+    end: int | None = None,
+    marked: bool = False,
 ) -> bool | None:
-    """Go from element to element; `marked` containers have a mark at their end."""
+    """Go from element to element, and tell whether the file ends too early.
+
+    Args:
+        read, size: the file.
+        step: from an element to the next.
+        start: of the first element.
+        end: of the container, as far as it tells; what follows does not matter.
+        marked: the container has a mark at its end.
+    """
+    if end is not None and end > size:
+        return True
     at = start
-    while at < size:
+    while at < (size if end is None else end):
         after = step(read, at)
         if after == WHOLE:
             return False
-        if after is None:  # zeros: the disk space of a download that did not complete
-            return None if any(read(max(at, size - 16), min(16, size - at))) else True
+        if after is None:
+            return True if _ends_in_zeros(read, size, at) else None
         if after > size:
             return True
         at = after
     return marked
 
 
-def _box(read: Read, at: int) -> int | None:
-    """MP4, MOV, 3GP."""
-    length, kind = struct.unpack(">I4s", read(at, 8))
-    if kind not in _BOXES:
-        return None
-    if length == 1:
-        (length,) = struct.unpack(">Q", read(at + 8, 8))
-    return at + length if length >= 8 else WHOLE  # 0: up to the end
+def _ends_in_zeros(read: Read, size: int, at: int) -> bool:
+    """Tell whether zeros follow: the disk space of a download that did not complete."""
+    count = min(16, size - at)
+    return not any(read(size - count, count))
+
+
+def _boxes(read: Read, size: int) -> bool | None:
+    """MP4, MOV, 3GP. They have no end, so nothing may lack once index and frames are there."""
+    at, seen = 0, set()
+    while at < size:
+        complete = {b"moov", b"mdat"} <= seen and b"moof" not in seen
+        try:
+            length, kind = struct.unpack(">I4s", read(at, 8))
+            if length == 1:
+                (length,) = struct.unpack(">Q", read(at + 8, 8))
+        except EOFError:
+            return not complete
+        if kind not in _BOXES or 0 < length < 8:
+            return True if _ends_in_zeros(read, size, at) and not complete else None
+        if length == 0:  # up to the end of the file, wherever that is
+            return None
+        seen.add(kind)
+        at += length
+    return at > size
 
 
 _BOXES = set(b"ftyp styp moov moof mdat free skip wide pnot uuid udta meta sidx mfra emsg".split())
 
 
+def _riff(read: Read, size: int) -> bool | None:
+    """AVI, WebP: a RIFF chunk, or several in a large AVI."""
+    at, cut = 0, None
+    while at + 12 <= size and read(at, 4) == b"RIFF":
+        length, form = struct.unpack("<I4s", read(at + 4, 8))
+        end = at + 8 + length
+        if end > size and form == b"WEBP":
+            return True
+        # Old programs count wrong, so an AVI may state too much; its chunks tell more.
+        known = length not in UNKNOWN and end <= size
+        cut = _walk(read, size, _chunk, at + 12, end if known else None)
+        if cut is not False:
+            break
+        at = end + end % 2 if known else size
+    return cut
+
+
+UNKNOWN = (0, 2**32 - 1)  # lengths in files that were written to a pipe
+
+
 def _chunk(read: Read, at: int) -> int | None:
-    """AVI, WebP."""
     kind, length = struct.unpack("<4sI", read(at, 8))
     if not (kind.isascii() and kind.decode().isprintable()):
         return None
-    if kind == b"RIFF" or (kind == b"LIST" and length in (0, 2**32 - 1)):  # not known when written
-        return at + 12
-    return at + 8 + length + length % 2
+    return at + 12 if kind == b"LIST" and length in UNKNOWN else at + 8 + length + length % 2
+
+
+def _matroska(read: Read, size: int) -> bool | None:
+    """Matroska, WebM: a header, then the segment."""
+    _, start, length = _element_header(read, 0)
+    kind, body, segment = _element_header(read, start + (length or 0))
+    if not kind or length is None:
+        return None
+    return _walk(read, size, _element, body, None if segment is None else body + segment)
 
 
 def _element(read: Read, at: int) -> int | None:
-    """Matroska, WebM."""
-    bits = 9 - read(at, 1)[0].bit_length()  # of identity and length, the first set bit counts bytes
-    kind = read(at, bits)
-    first = read(at + bits, 1)[0]
-    if bits > 4 or not first:
-        return None
-    digits = 9 - first.bit_length()
+    kind, body, length = _element_header(read, at)
+    if kind == b"\x1f\x43\xb6\x75" and length:  # a cluster, of frames
+        read(body + length - 1, 1)
+        return body
+    return (body if length is None else body + length) if kind else None
+
+
+def _element_header(read: Read, at: int) -> tuple[bytes, int, int | None]:
+    """Return identity, start and length of an element; no identity if it is none.
+
+    The first set bit of identity and length counts their bytes. A live recording has no lengths.
+    """
+    bits = 9 - read(at, 1)[0].bit_length()
+    digits = 9 - read(at + bits, 1)[0].bit_length()
+    if bits > 4 or digits > 8:
+        return b"", at, 0
     mask = (1 << 7 * digits) - 1
     length = int.from_bytes(read(at + bits, digits)) & mask
-    body = at + bits + digits
-    if length == mask:  # not known when it was written
-        return body
-    read(body + max(length, 1) - 1, 1)
-    inside = kind in (b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75")  # the segment and its clusters
-    return body if inside else body + length
+    return read(at, bits), at + bits + digits, None if length == mask else length
+
+
+def _asf(read: Read, size: int) -> bool | None:
+    """WMV, ASF. The properties state the length, unless the file was written to a pipe."""
+    at = read(0, min(size, 4096)).find(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))
+    if at < 0 or read(at + 88, 1)[0] & 1:
+        return None
+    (end,) = struct.unpack("<Q", read(at + 40, 8))
+    return _walk(read, size, _object, 0, end or None)
 
 
 def _object(read: Read, at: int) -> int | None:
-    """WMV, ASF."""
     (length,) = struct.unpack("<Q", read(at + 16, 8))
     return at + length if length >= 24 else None
 
 
+def _flv(read: Read, size: int) -> bool | None:
+    stated = re.search(rb"filesize\0(.{8})", read(0, min(size, 4096)), re.DOTALL)
+    (end,) = struct.unpack(">d", stated[1]) if stated else (0.0,)
+    return _walk(read, size, _tag, 13, int(end) if 0 < end < 2**63 else None)
+
+
 def _tag(read: Read, at: int) -> int | None:
-    """FLV."""
     kind, *length = read(at, 4)
     return at + 15 + int.from_bytes(length) if kind & 31 in (8, 9, 18) else None
 
 
-def _flv(read: Read, size: int) -> bool | None:
-    stated = re.search(rb"filesize\0(.{8})", read(0, min(size, 4096)), re.DOTALL)
-    if stated and struct.unpack(">d", stated[1])[0] > size:
-        return True
-    return _walk(read, size, step=_tag, start=13)
-
-
 def _ogg(read: Read, size: int) -> bool:
-    """Ogg: the last page is marked, and its frames do not end in zeros."""
-    at = flags = 0
+    """Ogg: the last page is marked, and does not end in zeros."""
+    at, last = 0, False
     while at < size:
         kind, _, flags, count = struct.unpack("<4sBB20xB", read(at, 27))
         if kind != b"OggS":
-            return True
+            break
         at += 27 + count + sum(read(at + 27, count))
-    return at > size or not flags & 4 or not any(read(size - 16, 16))
+        last = flags & 4 > 0 and (count > 0 or at == size)
+    return at > size or not last or not any(read(at - 16, 16))
 
 
 def _png_chunk(read: Read, at: int) -> int | None:
@@ -192,10 +260,10 @@ def _ends_with_picture(read: Read, size: int) -> bool:
 
 
 _CONTAINERS = {
-    rb".{4}(ftyp|moov|mdat|wide|free|skip|pnot|styp)": partial(_walk, step=_box),
-    rb"RIFF.{4}(AVI|WEBP)": partial(_walk, step=_chunk),
-    rb"\x1a\x45\xdf\xa3": partial(_walk, step=_element),
-    rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11": partial(_walk, step=_object),
+    rb".{4}(ftyp|moov|mdat|wide|free|skip|pnot|styp)": _boxes,
+    rb"RIFF.{4}(AVI|WEBP)": _riff,
+    rb"\x1a\x45\xdf\xa3": _matroska,
+    rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11": _asf,
     rb"FLV": _flv,
     rb"OggS": _ogg,
     rb"\x00\x00\x01\xba": partial(_walk, step=_pack),

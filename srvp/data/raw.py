@@ -157,7 +157,8 @@ def _frames(
         yield from frames
     if container.format.name == "yuv4mpegpipe":
         partial = end != container.size
-    if not whole and (partial or packets < min(stream.frames - 1, 0.98 * stream.frames)):
+    counted = stream.frames if container.format.name == "avi" else 0
+    if not whole and (partial or packets < min(counted - 1, 0.98 * counted)):
         raise DamagedError(f"{name} is truncated, only {decoded} frames decode: {REPLACE}")
     if 2 * decoded + 2 < large or not decoded:  # a frame may be two packets, one for each field
         raise DamagedError(f"{name} is damaged, only {decoded} of its frames decode: {REPLACE}")
