@@ -166,7 +166,7 @@ def test_folders_that_do_not_fit_are_refused(samples, tmp_path):
     with pytest.raises(ValueError, match=r"small/8/9 has shape \(6, 1, 32, 48\), expected .*64\)"):
         open_predictions(tmp_path / "small", SHAPE).read(0, 0)
     (tmp_path / "small" / "9" / "9" / "7.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"small/9/9 cannot be read \(cannot identify image"):
+    with pytest.raises(ValueError, match=r"small/9/9 cannot be read \(9/9/7\.png is damaged"):
         open_predictions(tmp_path / "small", SHAPE).read(1, 0)
 
 
