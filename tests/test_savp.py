@@ -315,6 +315,28 @@ def test_scheduled_sampling_is_drawn_for_each_pass_and_frame() -> None:
     assert not model.draw_randomness(4000, 8, 12340, generator()).true_frames[..., GIVEN:].any()
 
 
+def test_passes_have_noise_of_their_own() -> None:
+    r = randomness(config())
+    assert not r.posterior.equal(r.prior)
+
+
+def test_initial_weights() -> None:
+    """Normal with a deviation of 0.02, cut at twice that; the LSTM of z alone is Glorot uniform."""
+    torch.manual_seed(0)
+    model = config(nz=8, ngf=16).build(VideoShape(1, SIZE))
+    for name, value in model.named_parameters():
+        if name.endswith("bias"):
+            assert not value.any(), name
+        elif name == "cell.z_lstm.weight":
+            assert 0.3 < value.abs().max() <= (6 / (16 + 32)) ** 0.5
+        elif value.dim() == 1:
+            assert (value == 1).all(), name
+        else:
+            assert value.abs().max() <= 0.04, name
+    spread = float(model.cell.masks.weight.detach().std())
+    assert spread == pytest.approx(0.02 * 0.88, rel=0.05)  # of the cut one
+
+
 def test_weight_of_the_kl_rises() -> None:
     model = config(**VAE | {"kl_start": 50000, "kl_end": 100000}).build(VideoShape(1, SIZE))
     for taken, share in ((0, 0), (50000, 0), (75000, 0.5), (100000, 1), (300000, 1)):

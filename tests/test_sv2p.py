@@ -187,6 +187,17 @@ def test_last_kernel_is_dropped_unless_it_is_mended() -> None:
         assert (by_kernel[9] > 0) == mended
 
 
+def test_initial_weights_are_glorot_uniform() -> None:
+    torch.manual_seed(0)
+    model = config().build(VideoShape(1, SIZE))
+    kernel = model.predictor.lstms[4].gates.weight  # 192 inputs, 512 outputs, 25 taps
+    bound = (6 / (25 * (192 + 512))) ** 0.5
+    assert 0.99 * bound < kernel.abs().max() <= bound
+    for name, value in model.named_parameters():
+        if name.endswith("bias"):
+            assert not value.any(), name
+
+
 def test_stages_of_training() -> None:
     """The public settings: z from the prior, then from the posterior, then a KL that rises."""
     model = config(prior_steps=50000, kl_start=100000, kl_end=120000, beta=0.2)

@@ -52,6 +52,7 @@ class PosteriorEncoder(nn.Module):
         self.norms = nn.ModuleList(instance_norm(width) for width in widths[2:])
         self.mean = nn.Linear(4 * nef, nz)
         self.log_variance = nn.Linear(4 * nef, nz)
+        _initialise(self)
 
     def forward(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Map pairs `(N, 2C + A, H, W)`, with the action at each pixel, to twice `(N, nz)`."""
@@ -155,16 +156,9 @@ class Cell(nn.Module):
         self.scratch = _head(ngf, channels)
         self.mask_features = _head(ngf, None)
         self.masks = SameConv2d(ngf + images * channels, images, 3)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for layer in self.modules():
-            if layer is self.z_lstm and layer is not None:
-                nn.init.xavier_uniform_(layer.weight)
-            elif isinstance(layer, nn.Conv2d | nn.Linear):
-                init_truncated_normal(layer.weight, 0.02)
-            if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        _initialise(self)
+        if self.z_lstm is not None:
+            nn.init.xavier_uniform_(self.z_lstm.weight)
 
     def forward(
         self, x: Tensor, first: Tensor, z: Tensor, action: Tensor | None, state: CellState | None
@@ -217,3 +211,12 @@ def _head(ngf: int, out: int | None) -> nn.Sequential:
     """Two convolutions, or without `out` the first: the last has neither norm nor activation."""
     hidden = [SameConv2d(ngf, ngf, 3), instance_norm(ngf), nn.ReLU()]
     return nn.Sequential(*hidden, *([] if out is None else [SameConv2d(ngf, out, 3)]))
+
+
+def _initialise(module: nn.Module) -> None:
+    """Draw weights from a normal distribution of deviation 0.02, cut at 0.04; biases are 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            init_truncated_normal(layer.weight, 0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
