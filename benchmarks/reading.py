@@ -3,8 +3,9 @@
     python benchmarks/reading.py
 
 It counts the files whose functions run, on a CPU, for the experiment `tiny`: while the clips of a
-step are drawn and `Run.update` takes it; and while one batch of test clips is read, predicted by
-the model and by the predictors that learn nothing, and scored.
+step are drawn and `Run.update` takes it; and in all of `evaluate_experiment`, but for the files of
+results that it writes at the end: test clips are read, predicted by the model and by the predictors
+that learn nothing, and scored; the scores are saved and loaded.
 """
 
 import os
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import DEFAULT, patch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -57,7 +59,7 @@ def step(experiment: Experiment, digits: torch.Tensor) -> list[str]:
 
 
 def evaluation(experiment: Experiment, digits: torch.Tensor) -> list[str]:
-    """Return the files of the evaluation of a batch of clips."""
+    """Return the files of an evaluation, from the test clips to the scores."""
     frames = experiment.data.test_frames
     draw = MovingMNIST(digits, deterministic=False).draw
     clips = (255 * draw(2, frames, torch.Generator().manual_seed(0)).frames).byte().numpy()
@@ -68,11 +70,12 @@ def evaluation(experiment: Experiment, digits: torch.Tensor) -> list[str]:
         videos = PreparedVideos.open(Path(folder) / "test")
         # Other options of prediction are checked once more, in `srvp.schema`.
         config = replace(experiment.evaluation, predict=({},))
-        model = Run(experiment, CPU).model.eval()
-        predictors = protocol.all_predictors(model, replace(experiment, evaluation=config))
-        batches = protocol.batch_files(videos, config, Path(folder))
-        arguments = (batches, predictors, videos, config, CPU, False)
-        return files_of(lambda: protocol.score_batches(*arguments))
+        experiment = replace(experiment, evaluation=config)
+        model, source = Run(experiment, CPU).model, Path(folder) / "model.safetensors"
+        source.touch()
+        arguments = (model, experiment, videos, source, Path(folder))
+        with patch.multiple(protocol, write_examples=DEFAULT, write_scores=DEFAULT):
+            return files_of(lambda: protocol.evaluate_experiment(*arguments))
 
 
 def main() -> None:

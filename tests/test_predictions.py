@@ -1,4 +1,8 @@
+"""Predictions of other programs: read in every format, scored like a model, refused if damaged."""
+
 import json
+import os
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +17,7 @@ from PIL import Image
 from srvp.data.prepared import PreparedVideos
 from srvp.data.staging import Fold, Video, write_prepared
 from srvp.evaluation.predictions import evaluate_predictions, open_predictions
-from srvp.evaluation.protocol import evaluate
+from srvp.evaluation.protocol import evaluate, trivial_predictors
 
 SHAPE = (3, 6, 1, 64, 64)
 
@@ -68,7 +72,7 @@ def test_every_format_is_scored_as_a_predictor_would_be(setup, samples, tmp_path
         torch.device("cpu"),
         tmp_path / "expected",
     )["other"]
-    assert list(scores) == ["other", "copy last frame", "mean frame", "black frame"]
+    assert list(scores) == ["other", *trivial_predictors(6)]
     for metric in ("psnr", "ssim"):
         np.testing.assert_array_equal(scores["other"].samples[metric], expected.samples[metric])
     assert scores["other"].summary("psnr") == (100.0, 0.0)  # the second sample is the truth
@@ -103,7 +107,11 @@ ZEROS = np.zeros(SHAPE, np.uint8)
         ),
         (
             ZEROS[:, 1:],
-            r"has shape \(3, 1, 5, 1, 64, 64\), expected .* only their predicted",
+            r"has shape \(3, 1, 5, 1, 64, 64\), expected .* only their predicted frames",
+        ),
+        (
+            ZEROS[:, None, 1:][:, :0],
+            r"has shape \(3, 0, 5, 1, 64, 64\), expected \(3 clips, samples",
         ),
         (ZEROS[..., :32], r"has shape \(3, 1, 6, 1, 64, 32\), expected"),
         (ZEROS[0], r"has shape \(6, 1, 64, 64\), expected"),
@@ -120,11 +128,34 @@ def test_arrays_that_do_not_fit_are_refused(array, tmp_path, message):
 def test_files_that_hold_no_predictions_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none.npz does not exist: predictions are an"):
         open_predictions(tmp_path / "none.npz", SHAPE)
-    (tmp_path / "damaged.npz").write_bytes(b"PK\3\4 and no more")
-    np.savez(tmp_path / "two.npz", ZEROS, ZEROS)
-    for name in ("damaged", "two"):
-        with pytest.raises(ValueError, match=rf"{name}.npz cannot be read .*with one array"):
+    np.savez(tmp_path / "several.npz", ZEROS, ZEROS)
+    np.savez(tmp_path / "no.npz")
+    for name in ("several", "no"):
+        with pytest.raises(ValueError, match=rf"{name}.npz holds {name} array.*with one array"):
             open_predictions(tmp_path / f"{name}.npz", SHAPE)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+def test_a_damaged_file_is_named_in_one_line(tmp_path, suffix):
+    """Empty, cut or flipped at random: an error, unless only frames differ."""
+    choose, path = random.Random(0), tmp_path / f"damaged{suffix}"
+    small = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 1, 4, 4)
+    np.savez_compressed(path, small) if suffix == ".npz" else np.save(path, small)
+    content = path.read_bytes()
+    contents = [b"", *(content[: choose.randrange(len(content))] for _ in range(30))]
+    for _ in range(200):
+        flipped = bytearray(content)
+        flipped[choose.randrange(len(content))] = choose.randrange(256)
+        contents.append(bytes(flipped))
+    refused = 0
+    for damaged in contents:
+        path.write_bytes(damaged)
+        try:
+            assert open_predictions(path, small.shape).read(0, 0).shape == small.shape[1:]
+        except ValueError as error:
+            refused += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+    assert refused > 31
 
 
 def test_folders_that_do_not_fit_are_refused(samples, tmp_path):
@@ -139,27 +170,68 @@ def test_folders_that_do_not_fit_are_refused(samples, tmp_path):
         open_predictions(tmp_path / "small", SHAPE).read(1, 0)
 
 
-def test_command_line_writes_the_results_or_one_line(setup, samples, tmp_path):
-    """In a repository whose params.yaml has the test set's experiment."""
-    _, videos = setup
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    entry = params["experiments"]["tiny"]
+def test_videos_are_in_the_order_of_their_numbers(tmp_path):
+    """9 before 10, and digits that are no numbers to Python, such as a raised 2."""
+    names = ["clip", "clip²", "clip2", "clip10", "clip10_2", "clip10_10"]
+    for level, name in enumerate(names):
+        folder = tmp_path / "videos" / name
+        folder.mkdir(parents=True)
+        for frame in range(2):
+            Image.fromarray(np.full((4, 4), level, np.uint8)).save(folder / f"{frame}.png")
+    found = open_predictions(tmp_path / "videos", (6, 2, 1, 4, 4))
+    order = [names[found.read(clip, 0)[0, 0, 0, 0]] for clip in range(6)]
+    assert order == ["clip", "clip2", "clip10", "clip10_2", "clip10_10", "clip²"]
+
+
+def test_any_file_name_can_be_scored_except_those_of_the_trivial_predictors(
+    setup, samples, tmp_path
+):
+    experiment, videos = setup
+    odd = tmp_path / os.fsdecode(b"odd \xff / name".replace(b"/", b"-"))
+    odd.mkdir()
+    write_folder(odd, samples)
+    scores = evaluate_predictions(odd, experiment, videos, tmp_path / "out")
+    assert next(iter(scores)) == "odd \ufffd - name"
+    assert "odd \ufffd" in (tmp_path / "out" / "curves.csv").read_text(encoding="utf-8")
+    save(tmp_path / "black frame.npz", samples)
+    with pytest.raises(ValueError, match="black frame.npz has the name of a predictor that learns"):
+        evaluate_predictions(tmp_path / "black frame.npz", experiment, videos, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["<f2", ">f4", "<f8", "g"])
+def test_any_floating_point_is_taken(setup, samples, tmp_path, kind):
+    experiment, videos = setup
+    np.save(tmp_path / "floats.npy", (samples / 255).astype(kind))
+    scores = evaluate_predictions(tmp_path / "floats.npy", experiment, videos, tmp_path / "out")
+    # The second sample is the truth; in half precision it is rounded to one part in 2000.
+    assert scores["floats"].summary("psnr").mean > (60 if kind == "<f2" else 99.9)
+
+
+def test_frames_out_of_range_are_refused_with_their_clips(setup, tmp_path):
+    experiment, videos = setup
+    save(tmp_path / "nan.npz", np.full(SHAPE, np.nan, np.float32))
+    with pytest.raises(ValueError, match="nan, clips 0-1: predicted frames range from nan to nan"):
+        evaluate_predictions(tmp_path / "nan.npz", experiment, videos, tmp_path / "out")
+
+
+def test_the_command_writes_the_results_or_one_line(setup, samples, tmp_path):
+    """In a folder whose params.yaml has the test set's experiment."""
+    entry = yaml.safe_load((ROOT / "params.yaml").read_text())["experiments"]["tiny"]
     entry["data"] |= {"test_videos": 3, "test_frames": 11}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"experiments": {"mine": entry}}))
     (tmp_path / "prepared").mkdir()
-    (tmp_path / "prepared" / "mine").symlink_to(videos.folder.parent)
+    (tmp_path / "prepared" / "mine").symlink_to(setup[1].folder.parent)
     save(tmp_path / "other.npz", samples)
-    save(tmp_path / "nan.npz", np.full(SHAPE, np.nan, np.float32))
+    (tmp_path / "empty.npz").touch()
 
     def run(name):
-        options = ["--experiment", "mine", "--out", "out"]
-        command = [sys.executable, "-m", "srvp", "score", name, *options]
+        options = ["score", name, "--experiment", "mine", "--out", "out"]
+        command = [sys.executable, "-m", "srvp", *options]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
 
     done = run("other.npz")
     assert done.returncode == 0 and "100.0" in done.stdout and "black frame" in done.stdout
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["other"]["psnr"] == 100
-    failed = run("nan.npz")
-    assert failed.returncode == 2
-    assert failed.stderr.splitlines()[-1].startswith("error: nan, clips 0-1: predicted frames")
-    assert "Traceback" not in failed.stderr
+    failed = run("empty.npz")
+    assert failed.returncode == 2 and "Traceback" not in failed.stderr
+    assert failed.stderr.splitlines()[-1].startswith("error: empty.npz cannot be read (")

@@ -178,11 +178,11 @@ def meant_fold(folder: str) -> str | None:
     return next((fold for fold, words in FOLD_WORDS.items() if word in words), None)
 
 
-def by_number(name: str) -> list[str | int]:
-    """Sort key that puts `frame 10` after `frame 9`."""
+def by_number(name: str) -> tuple[list[str | int], str]:
+    """Sort key that puts `frame 10` after `frame 9`, and `frame` before both."""
     stem, suffix = os.path.splitext(name)
     parts = re.split(r"(\d+)", stem)
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)] + [suffix]
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], suffix
 
 
 def printable(path: str | os.PathLike) -> str:

@@ -14,11 +14,11 @@ order. They are
 N clips, S samples, F predicted frames.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-from zipfile import BadZipFile
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,13 +26,16 @@ from torch import Tensor
 
 from srvp.data.prepared import PreparedVideos
 from srvp.devices import pick_device
-from srvp.evaluation.protocol import Predictor, evaluate, partial_folder, trivial_predictors
+from srvp.evaluation.protocol import (
+    TRIVIAL,
+    Predictor,
+    evaluate,
+    partial_folder,
+    trivial_predictors,
+)
 from srvp.evaluation.results import Scores, digest, write_scores
 from srvp.experiment import Experiment
 from srvp.models.interface import Clips
-
-if TYPE_CHECKING:  # decoding needs PyAV and Pillow, which scoring arrays can do without
-    from srvp.data.folders import RawVideo
 
 FORMAT = "an .npz with one array, an .npy, or a folder of videos"
 
@@ -63,7 +66,7 @@ def open_predictions(path: Path, shape: tuple[int, ...]) -> Predictions:
     array = _read_array(path)
     if array.ndim == 5:
         array = array[:, None]
-    if array.ndim != 6 or (len(array), *array.shape[2:]) != shape:
+    if array.ndim != 6 or (len(array), *array.shape[2:]) != shape or not array.shape[1]:
         clips, *video = shape
         raise ValueError(
             f"{path} has shape {array.shape}, expected ({clips} clips, samples, "
@@ -80,14 +83,20 @@ def _read_array(path: Path) -> np.ndarray:
         if isinstance(content, np.ndarray):
             return content
         with content:
-            (name,) = content.files  # one array, or a ValueError
-            return content[name]
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read ({error}): expected {FORMAT}") from None
+            arrays = [content[name] for name in content.files[:2]]
+    except Exception as error:  # whatever numpy, zipfile and zlib raise for a damaged file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} cannot be read ({reason}): expected {FORMAT}") from None
+    if len(arrays) != 1:
+        count = "several arrays" if arrays else "no array"
+        raise ValueError(f"{path} holds {count}: expected {FORMAT}")
+    return arrays[0]
 
 
 def _open_folder(folder: Path, shape: tuple[int, ...]) -> Predictions:
+    # Decoding needs PyAV and Pillow, which scoring arrays can do without.
     from srvp.data.folders import by_number, find_videos
+    from srvp.data.raw import resized
 
     videos = sorted(find_videos(folder), key=lambda video: by_number(video.name))
     clips, *expected = shape
@@ -100,9 +109,10 @@ def _open_folder(folder: Path, shape: tuple[int, ...]) -> Predictions:
     def read(clip: int, sample: int) -> np.ndarray:
         video = videos[clip * samples + sample]
         try:
-            frames = _read_video(video, grey=expected[1] == 1)
+            images = list(video.frames())
         except (OSError, ValueError) as error:
             raise ValueError(f"{folder / video.name} cannot be read ({error})") from None
+        frames = np.stack([resized(x, x.shape[:2], channels=expected[1]) for x in images])
         if list(frames.shape) != expected:
             raise ValueError(
                 f"{folder / video.name} has shape {frames.shape}, expected (frames, channels, "
@@ -111,14 +121,6 @@ def _open_folder(folder: Path, shape: tuple[int, ...]) -> Predictions:
         return frames
 
     return Predictions(samples, read)
-
-
-def _read_video(video: "RawVideo", grey: bool) -> np.ndarray:
-    from PIL import Image
-
-    mode = "L" if grey else "RGB"
-    frames = [np.atleast_3d(Image.fromarray(frame).convert(mode)) for frame in video.frames()]
-    return np.stack(frames).transpose(0, 3, 1, 2)
 
 
 def evaluate_predictions(
@@ -138,22 +140,27 @@ def evaluate_predictions(
     Raises:
         FileNotFoundError, ValueError: the predictions are missing, damaged, too few, or no frames.
     """
-    frames = experiment.predicted_frames
+    path, frames = Path(path), experiment.predicted_frames
+    name = path.resolve().name if path.is_dir() else path.stem
+    name = os.fsencode(name).decode(errors="replace")  # tables are UTF-8
+    if name in TRIVIAL:
+        raise ValueError(f"{path} has the name of a predictor that learns nothing: rename it")
     predictions = open_predictions(path, (len(videos.clips), frames, videos.channels, *videos.size))
     config = replace(experiment.evaluation, samples=predictions.samples)
-    partial = partial_folder(out, digest(path), config, videos)
-    predictors = {path.stem: _predictor(predictions), **trivial_predictors(frames)}
+    predictors = {name: _predictor(predictions), **trivial_predictors(frames)}
     device = pick_device(experiment.training.device)
+    partial = partial_folder(out, digest(path), config, videos)
     scores = evaluate(predictors, videos, config, device, partial)
     write_scores(scores, replace(experiment, evaluation=config), path, out)
     return scores
 
 
 def _predictor(predictions: Predictions) -> Predictor:
-    def predict(given: Clips, chosen: list[int]) -> Iterator[Tensor]:
+    def predict(given: Clips, numbers: list[int]) -> Iterator[Tensor]:
         for sample in range(predictions.samples):
-            frames = np.stack([predictions.read(clip, sample) for clip in chosen])
-            x = torch.from_numpy(frames).to(given.frames.device)
-            yield (x / 255 if x.dtype == torch.uint8 else x.float())[:, None]
+            frames = np.stack([predictions.read(clip, sample) for clip in numbers])
+            scale = 255 if frames.dtype == np.uint8 else 1
+            x = torch.from_numpy(frames.astype(np.float32)).to(given.frames.device)
+            yield (x / scale)[:, None]
 
     return predict

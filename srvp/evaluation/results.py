@@ -4,6 +4,7 @@ Shapes: N videos, S samples of each, F predicted frames.
 """
 
 import hashlib
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,7 @@ class Summary(NamedTuple):
     """A metric over the test set."""
 
     mean: float
-    ci95: float  # half width of the 95 % interval; NaN for a single FVD of few videos
+    ci95: float  # half width of the 95 % interval; NaN for one video, or a single FVD of few
 
 
 @dataclass(frozen=True)
@@ -206,8 +207,9 @@ def _summaries(scores: Scores) -> dict[str, float]:
         values[metric] = round(mean, 6)
         if not np.isnan(ci95):
             values[f"{metric}_ci95"] = round(ci95, 6)
-    if scores.fvd:
-        values |= {"fvd_videos": scores.fvd[0].videos, "fvd_frames": scores.fvd[0].frames}
+        if not METRICS[metric].per_frame:
+            compared = scores.fvd[0]
+            values |= {f"{metric}_videos": compared.videos, f"{metric}_frames": compared.frames}
     return values
 
 
@@ -236,9 +238,10 @@ def describe(experiment: Experiment) -> str:
     parts = [f"{config.conditioning_frames} frames given, {experiment.predicted_frames} predicted"]
     if any(METRICS[metric].per_frame for metric in config.metrics):
         best = f"the best of {config.samples} samples" if config.samples > 1 else "one sample"
+        parts.append(f"per video and metric {best} by the mean over predicted frames")
+        many = data.test_videos > 1
         parts.append(
-            f"per video and metric {best} by the mean over predicted frames; mean over "
-            f"{data.test_videos} videos and 1.96 standard errors"
+            f"mean over {data.test_videos} videos and 1.96 standard errors" if many else "one video"
         )
     if not all(METRICS[metric].per_frame for metric in config.metrics):
         repeats = min(config.samples, FVD_REPEATS)
@@ -261,7 +264,7 @@ def digest(path: Path) -> str:
         return sha256(path)
     files = sorted(p for p in path.rglob("*") if p.is_file())
     listing = "\n".join(f"{sha256(p)} {p.relative_to(path).as_posix()}" for p in files)
-    return hashlib.sha256(listing.encode()).hexdigest()
+    return hashlib.sha256(os.fsencode(listing)).hexdigest()
 
 
 def code_version() -> str:
@@ -272,10 +275,14 @@ def code_version() -> str:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return __version__
-    commit = _git(root, "rev-parse", "--short=12", "HEAD").stdout.strip()
-    changed = _git(root, "status", "--porcelain", "--", "srvp").stdout
+    try:
+        commit = _git(root, "rev-parse", "--short=12", "HEAD").strip()
+        changed = _git(root, "status", "--porcelain", "--", "srvp")
+    except (OSError, subprocess.CalledProcessError):  # no git, or it does not trust the folder
+        return __version__
     return f"{__version__}+{commit}{'.modified' if changed else ''}"
 
 
-def _git(root: Path, *command: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["git", "-C", root, *command], capture_output=True, text=True, check=True)
+def _git(root: Path, *command: str) -> str:
+    command = ("git", "-C", root, *command)
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
