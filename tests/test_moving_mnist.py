@@ -254,6 +254,16 @@ def test_batches_depend_only_on_their_number_and_differ():
     assert not any(torch.equal(drawn[0], other) for other in others)
 
 
+def test_batches_rendered_several_at_a_time_begin_at_any_step(monkeypatch):
+    """As on a GPU."""
+    monkeypatch.setattr(moving_mnist, "steps_at_once", lambda device: (8, 4))
+    digits = torch.randint(256, (50, 28, 28), dtype=torch.uint8)
+    source = MovingMNIST(digits, deterministic=False)
+    whole = [clips.frames for clips in islice(source.batches(2, 3, seed=5), 12)]
+    for first in range(10):
+        assert torch.equal(next(source.batches(2, 3, 5, first)).frames, whole[first])
+
+
 # Frames of another size
 
 
