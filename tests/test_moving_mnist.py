@@ -262,6 +262,7 @@ def test_batches_rendered_several_at_a_time_begin_at_any_step(monkeypatch):
     whole = [clips.frames for clips in islice(source.batches(2, 3, seed=5), 12)]
     for first in range(10):
         assert torch.equal(next(source.batches(2, 3, 5, first)).frames, whole[first])
+    assert not any(torch.equal(whole[0], other) for other in whole[1:])
 
 
 # Frames of another size
