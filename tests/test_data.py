@@ -208,6 +208,23 @@ def test_actions_are_those_taken_in_the_frames_drawn(bair):
         assert any(np.array_equal(match, actions[0]) for match in matches)
 
 
+def test_clips_of_skipped_frames_have_the_actions_between_them(raw, tmp_path):
+    config = configure("bair", actions=8, test_frames=15, frame_step=2)
+    data.prepare(config, raw, tmp_path)
+    frames, actions = data.open_training(config, tmp_path, CPU).train.draw(
+        1, 15, torch.Generator().manual_seed(0)
+    )
+    pixels = (frames[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    (taken,) = {
+        (number, start): video[1][start:]
+        for number in range(6)
+        for start in (0, 1)
+        if np.array_equal((video := raw_archives.bair_video(number))[0][start::2], pixels)
+    }.values()
+    together = np.concatenate([taken, taken[-1:]])[:30].reshape(15, 8)
+    assert np.array_equal(actions[0], together)
+
+
 def test_models_without_actions_are_given_none(bair):
     assert data.open_test(configure("bair"), bair).test_actions([0]) is None
     batches = data.open_training(configure("bair"), bair, CPU).train.batches(2, 5, seed=0)

@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import shutil
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -181,6 +182,49 @@ def ks_distance(a: np.ndarray, b: np.ndarray) -> float:
     return abs(cdf[0] - cdf[1]).max()
 
 
+def drawn_paths(deterministic: bool, count: int, frames: int) -> tuple[np.ndarray, ...]:
+    """Positions `(count, frames, 2, 2)` and the random numbers that they were made of."""
+    source = MovingMNIST(torch.zeros(1, 28, 28, dtype=torch.uint8), deterministic=deterministic)
+    positions = source.draw_positions(count, frames, torch.Generator().manual_seed(1))
+    generator, shape = torch.Generator().manual_seed(1), (count, 2, 2)
+    start = torch.randint(0, LIMIT + 1, shape, generator=generator)
+    speed, after = (
+        torch.randint(-MAX_SPEED, MAX_SPEED + 1, size, generator=generator)
+        for size in (shape, (frames, 5, *shape))
+    )
+    return positions.numpy(), start.numpy(), speed.numpy(), after.numpy()
+
+
+def test_deterministic_training_paths_are_reflections():
+    """On each axis a triangle wave, also through corners: exact, since all numbers are whole."""
+    positions, start, speed, _ = drawn_paths(True, 2000, 60)
+    straight = start[:, None] + speed[:, None] * np.arange(60)[:, None, None]
+    assert np.array_equal(positions, LIMIT - abs(straight % (2 * LIMIT) - LIMIT))
+
+
+def test_stochastic_training_paths_are_those_of_the_reference_for_the_same_random_numbers():
+    """Digit by digit, with the arithmetic of the test set, up to five bounces within a frame."""
+    positions, start, speed, after = drawn_paths(False, 3000, 30)
+    apart = most = 0
+    for clip, digit in np.ndindex(3000, 2):
+        place, now, path = start[clip, digit].astype(float), tuple(speed[clip, digit]), []
+        for t in range(30):
+            for bounces in range(6):
+                most = max(most, bounces)
+                if bounces == 5 or abs(place - LIMIT / 2).max() <= LIMIT / 2 + 1e-8:
+                    break
+                numbers = iter(after[t, bounces, clip, digit].tolist())
+                random = SimpleNamespace(randint=lambda *_, numbers=numbers: next(numbers))
+                *place, now = moving_mnist._bounce(*place, now, random)
+                place = np.array(place)
+            path.append(place.clip(0, LIMIT))
+            place = path[-1] + now
+        apart += np.abs(path - positions[clip, :, digit]).max() > 1
+    assert most == 5
+    # A digit at a wall within 1e-8 does not bounce; in float32, rounding may take it further out.
+    assert apart <= 60  # of 6000; 97 if the fifth bounce were left out
+
+
 def test_training_batches_show_the_digits_at_the_positions():
     """Against the reference renderer, exactly: sums of whole numbers, saturated at 255."""
     digits, _ = mnist.load(MNIST, "test")
@@ -208,6 +252,17 @@ def test_batches_depend_only_on_their_number_and_differ():
     assert drawn[0].shape == (2, 3, 1, 64, 64)
     others = [*drawn[1:], *batches(6, border - 2, border - 1)]
     assert not any(torch.equal(drawn[0], other) for other in others)
+
+
+def test_batches_rendered_several_at_a_time_begin_at_any_step(monkeypatch):
+    """As on a GPU."""
+    monkeypatch.setattr(moving_mnist, "steps_at_once", lambda device: (8, 4))
+    digits = torch.randint(256, (50, 28, 28), dtype=torch.uint8)
+    source = MovingMNIST(digits, deterministic=False)
+    whole = [clips.frames for clips in islice(source.batches(2, 3, seed=5), 12)]
+    for first in range(10):
+        assert torch.equal(next(source.batches(2, 3, 5, first)).frames, whole[first])
+    assert not any(torch.equal(whole[0], other) for other in whole[1:])
 
 
 # Frames of another size

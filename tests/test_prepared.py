@@ -123,7 +123,9 @@ def test_actions_are_those_of_the_frames(prepared):
     skipped = opened.batch_actions([1, 0], [6, 2], frames=3, step=2)
     assert np.array_equal(skipped[0], written[1][6:12].reshape(3, 8))
     assert np.array_equal(skipped[1], written[0][[2, 3, 4, 5, 6, 6]].reshape(3, 8))
-    assert np.array_equal(opened.test_actions([1])[0], written[0][:6].reshape(3, 8))
+    tested = opened.test_actions([0, 1])
+    assert np.array_equal(tested[0], written[1][4:10].reshape(3, 8))
+    assert np.array_equal(tested[1], written[0][:6].reshape(3, 8))
     assert prepared.batch_actions([1], [8], frames=4) is None
 
 
@@ -356,6 +358,23 @@ def test_run_killed_at_any_moment_is_completed_by_the_next(raw, fresh, tmp_path,
         if not killed:
             break
     assert moment > (40 if stale == "raw files" else 2)
+
+
+def test_part_is_removed_only_when_its_rows_are_in_the_array(raw, fresh, tmp_path, monkeypatch):
+    """A kill right after the removal loses nothing."""
+    unlink, removed = Path.unlink, []
+
+    def check(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".frames":
+            (array,) = (tmp_path / "out").glob(f".staging/whole-*/{path.parent.name}/frames.npy")
+            assert path.read_bytes() in array.read_bytes()
+            removed.append(path)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", check)
+    run(tmp_path / "out", make_jobs(raw, []))
+    assert len(removed) == len(LENGTHS)
+    assert content(tmp_path / "out") == fresh
 
 
 def test_raw_files_that_change_after_a_kill_are_read_again(raw, fresh, tmp_path):
