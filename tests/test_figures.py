@@ -108,6 +108,7 @@ def test_a_grid_has_the_asked_frames_with_green_then_red_borders(examples):
     borders, pictures = zip(*map(shown, grid.axes), strict=True)
     assert borders == (GIVEN, GIVEN, PREDICTED, PREDICTED, *4 * [PREDICTED])
     assert np.array_equal(pictures, examples["truth"][:, [0, 2, 3, 8], 0].reshape(8, 64, 64))
+    assert {ax.images[0].get_clim() for ax in grid.axes} == {(0, 255)}  # dark frames stay dark
 
 
 def test_colour_frames_of_any_size_are_drawn():
@@ -182,6 +183,7 @@ def test_bands_are_the_intervals_around_the_means():
     for ax in figure.axes:
         for name, line, band in zip("ab", ax.lines, ax.collections, strict=True):
             assert line.get_label() == name
+            assert to_hex(band.get_facecolor()[0]) == to_hex(line.get_color())
             assert line.get_xydata().tolist() == [[4, 4], [5, 5], [6, 6]]
             edges = band.get_paths()[0].vertices
             assert {tuple(edge) for edge in edges} >= {(5, 4.5), (5, 5.5), (6, 5.5), (6, 6.5)}
@@ -195,6 +197,8 @@ def test_a_frame_that_comes_back_does_not_flatten_the_curves():
     assert figures.metric_curves(curves).axes[0].get_ylim()[1] == 26
     curves.loc[5, "mean"] = 16.0
     assert 16 < figures.metric_curves(curves).axes[0].get_ylim()[1] < 17
+    curves = curves.assign(metric="ssim", mean=[0.1] * 8 + [0.9])  # this is possible
+    assert figures.metric_curves(curves).axes[0].get_ylim()[1] > 0.9
 
 
 def test_terms_of_a_loss_are_called_as_the_model_calls_them():
@@ -211,6 +215,7 @@ def test_terms_of_a_loss_are_called_as_the_model_calls_them():
     points = [ax.lines[0].get_xydata().tolist() for ax in figure.axes]
     assert points[1] == [[1, 1], [2, 1], [3, 1]]
     assert points[3] == [[2, 14]]
+    assert figures.training_curves(history, {"total": "ELBO"}).axes[0].get_title() == "ELBO"
 
 
 @pytest.mark.filterwarnings("error")

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from srvp.data.sets import SETS
 from srvp.report import figures
 from srvp.report.comparison import best_futures, frame_counts, joint_curves, same_clips
+from srvp.report.figures.style import OTHERS, OURS
 from srvp.report.numbers import number
 from srvp.report.table import (
     experiments_to_report,
@@ -189,7 +190,7 @@ def test_the_figure_has_every_row_with_its_interval(runs):
     assert psnr.collections[0].get_segments()[0][:, 0] == pytest.approx([14 - 2.7719, 14 + 2.7719])
     assert [text.get_text() for text in ssim.texts][:2] == ["0.5000", "0.6000"]
     colors = [line.get_color() for line in psnr.lines]
-    assert len({*colors[:2]}) == len({*colors[2:]}) == 1 and colors[0] != colors[2]
+    assert colors == 2 * [OURS] + (len(colors) - 2) * [OTHERS]
 
 
 def test_an_experiment_without_results_is_named(runs):

@@ -52,7 +52,8 @@ def use_style() -> None:
     from IPython import get_ipython
 
     style.use("default")  # whatever a user's own matplotlibrc says
-    sns.set_theme(style="ticks", palette=CURVES, rc=STYLE)
+    # matplotlib brings this font: bytes then do not depend on the fonts of the machine.
+    sns.set_theme(style="ticks", palette=CURVES, font="DejaVu Sans", rc=STYLE)
     shell = get_ipython()
     if shell is not None:  # pyplot would do this when it makes its first figure
         shell.display_formatter.formatters["image/png"].for_type(Figure, _shown)
