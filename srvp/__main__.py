@@ -61,7 +61,10 @@ ARGUMENTS: dict[str, list[Argument]] = {
         ("--experiment", {"required": True, "help": "its data and protocol, such as savp_kth"}),
         ("--out", {"type": Path, "help": "model file; default runs/EXPERIMENT/model.safetensors"}),
     ],
-    "videos": [("folder", {"type": Path})],
+    "videos": [
+        ("folder", {"type": Path}),
+        ("--experiment", {"help": "whose split to show; default: that of the default settings"}),
+    ],
     "predict": [
         ("video", {"type": Path, "help": "a video, a GIF or a folder of pictures"}),
         ("--model", {"required": True, "help": MODEL}),

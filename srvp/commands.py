@@ -118,11 +118,12 @@ def import_savp(folder: Path, experiment: str, out: Path | None) -> None:
     print(path)
 
 
-def videos(folder: Path) -> None:
+def videos(folder: Path, experiment: str | None) -> None:
     """List the videos of a folder: what is taken, what is left out, and why. Writes nothing."""
     from srvp.data.listing import listing
 
-    print(listing(folder))
+    split = _experiment(experiment).data.split if experiment else {}
+    print(listing(folder, **split))
 
 
 def predict(

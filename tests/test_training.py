@@ -13,13 +13,17 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
+from tqdm import tqdm
 
+from srvp.data import TrainingVideos
+from srvp.data.prepared import ClipSampler, PreparedVideos
 from srvp.devices import pick_device
 from srvp.experiment import to_entry
 from srvp.metrics.psnr import psnr
 from srvp.models.interface import Clips
 from srvp.models.parts.fast import winograd
 from srvp.store import build_model, load_model, save_model
+from srvp.training import loop
 from srvp.training import run as runs
 from srvp.training.loop import obstacle_to_resuming, read_checkpoint, train
 from srvp.training.run import Run, rate_factor
@@ -280,6 +284,36 @@ def test_compiled_steps_are_the_plain_ones_and_resume(tiny, blobs, tmp_path):
 def test_compile_auto_is_for_a_gpu(tiny):
     run = Run(with_training(tiny, compile="auto"), torch.device("cpu"))
     assert run.loss == run.model.loss and run.captured is None
+
+
+def test_validation_videos_that_are_too_short_are_found_before_training(tiny, tmp_path):
+    """The checkpoint of an earlier run is not touched."""
+    contents = {"names": ["a", "b"], "frames": [30, 24]}
+    videos = [{"name": n, "frames": f} for n, f in zip(*contents.values(), strict=True)]
+    manifest = {"videos": videos, "validation": [1], "clips": [], "clip_frames": 0}
+    np.save(tmp_path / "frames.npy", np.zeros((54, 1, 64, 64), np.uint8))
+    prepared = PreparedVideos(tmp_path, manifest | {"frame_step": 1, "notes": []})
+    folds = (prepared.training, prepared.validation)
+    sources = TrainingVideos(*(ClipSampler(prepared, fold) for fold in folds))
+    (tmp_path / "checkpoint.pt").write_bytes(b"of an earlier run")
+    message = "training.validation_frames is 25, but none of the 1 videos of .* has 25 frames"
+    with pytest.raises(ValueError, match=message):
+        train(tiny, sources, tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == b"of an earlier run"
+
+
+def test_small_losses_are_shown(tiny, blobs, tmp_path, monkeypatch):
+    """SVG's and SV2P's are errors per pixel: the bar would show 0.0."""
+    shown = []
+
+    class Bar(tqdm):
+        def set_postfix(self, values, refresh):
+            shown.append(values["loss"])
+
+    monkeypatch.setattr(loop, "tqdm", Bar)
+    monkeypatch.setattr(Run, "close_row", lambda run: {"step": run.step, "total": 0.00123456})
+    train(with_training(tiny, constant_steps=1, decay_steps=0), blobs, tmp_path)
+    assert shown == ["0.001235"]
 
 
 def test_validation_leaves_training_as_it_was(tiny, blobs):

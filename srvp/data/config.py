@@ -44,6 +44,15 @@ class DataConfig:
                 f"{self.validation_fraction}, which leaves no video to train on: lower them"
             )
 
+    @property
+    def split(self) -> dict[str, float]:
+        """Return what decides the folds of own videos, for `srvp.data.folders.search`."""
+        return {
+            "test_fraction": self.test_fraction,
+            "validation_fraction": self.validation_fraction,
+            "seed": self.seed,
+        }
+
     def _check_against(self, row: DataSet) -> None:
         if row.channels not in (None, self.channels):
             raise ConfigError(
