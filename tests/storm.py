@@ -60,6 +60,8 @@ def start(command: tuple[str, ...], root: Path) -> subprocess.Popen:
     """Start a command in a process group of its own; what it says goes to a file."""
     environment = os.environ | {"PYTHONPATH": str(root), "SRVP_ROOT": str(root)}
     environment |= {"DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
+    # DVC's stages call `python`.
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     with open(root / "said.txt", "ab") as said:
         return subprocess.Popen(
             [sys.executable, "-m", *command],
@@ -112,13 +114,14 @@ def _content(path: Path) -> bytes:
     return json.dumps(stages, sort_keys=True).encode()
 
 
-def storm(name: str, work: Path, moments: int, chance: random.Random) -> Iterator[dict]:
+def storm(name: str, work: Path, moments: int, kills: int, chance: random.Random) -> Iterator[dict]:
     """Kill a command at random moments; yield what came of each.
 
     Args:
         name: of the command, a key of `COMMANDS`.
         work: folder with the project before the command, `work/before`.
-        moments: how often.
+        moments: how often to begin and to complete the command.
+        kills: how often to kill it each time, one run after the other.
         chance: draws the moments.
     """
     command, folders = COMMANDS[name]
@@ -126,23 +129,24 @@ def storm(name: str, work: Path, moments: int, chance: random.Random) -> Iterato
     duration = finish(command, work / "whole")
     expected = results(work / "whole", folders)
     for number in range(moments):
-        # The project has the same path as in the undisturbed run.
+        # The project gets the path that it had in the undisturbed run.
         (work / "whole").rename(work / "away")
         shutil.copytree(work / "before", work / "whole", symlinks=True)
-        moment = chance.uniform(0, duration)
-        killed = kill_after(moment, command, work / "whole")
+        drawn = [chance.uniform(0, duration) for _ in range(kills)]
+        killed = [kill_after(moment, command, work / "whole") for moment in drawn]
         finish(command, work / "whole")
         found = results(work / "whole", folders)
         differ = {n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n)}
         yield {
-            "command": name, "number": number, "moment": round(moment, 2), "killed": killed,
-            "duration": round(duration, 2), "files": len(expected), "differ": sorted(differ),
+            "command": name, "number": number, "duration": round(duration, 2),
+            "moments": [round(moment, 2) for moment in drawn], "killed": killed,
+            "files": len(expected), "differ": sorted(differ),
         }  # fmt: skip
         shutil.rmtree(work / "whole")
         (work / "away").rename(work / "whole")
 
 
-def main(work: Path, commands: list[str], moments: int, seed: int) -> bool:
+def main(work: Path, commands: list[str], moments: int, kills: int, seed: int) -> bool:
     """Storm each of the commands; return whether every one left what the undisturbed one does."""
     work.mkdir(parents=True)
     before = work / "before"
@@ -154,7 +158,7 @@ def main(work: Path, commands: list[str], moments: int, seed: int) -> bool:
             for folder in ("prepared", "runs"):
                 shutil.rmtree(before / folder, ignore_errors=True)
         if name in commands:
-            for result in storm(name, work, moments, random.Random(f"{seed} {name}")):
+            for result in storm(name, work, moments, kills, random.Random(f"{seed} {name}")):
                 print(json.dumps(result), flush=True)
                 right = right and not result["differ"]
             shutil.rmtree(work / "whole")
@@ -167,7 +171,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="to work in; it must not exist")
     parser.add_argument("--moments", type=int, default=20, help="of each command (20)")
+    parser.add_argument("--kills", type=int, default=1, help="in a row, at each moment (1)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     args = parser.parse_args()
-    sys.exit(not main(args.folder, args.commands, args.moments, args.seed))
+    sys.exit(not main(args.folder, args.commands, args.moments, args.kills, args.seed))

@@ -28,6 +28,8 @@ class DataConfig:
         if self.dataset not in SETS:
             raise ConfigError(f"dataset is {self.dataset!r}{suggest(self.dataset, SETS)}")
         self._check_against(SETS[self.dataset])
+        if self.seed >= 2**32:
+            raise ConfigError(f"seed is {self.seed}; expected at most {2**32 - 1}, for NumPy")
         if self.size & (self.size - 1):
             raise ConfigError(f"size is {self.size}; expected a power of two, such as 64 or 128")
         for key in ("crop", "frame_rate"):
