@@ -28,6 +28,7 @@ from srvp.data.config import DataConfig
 from srvp.experiment import EvaluationConfig, Experiment, OptimizerConfig, TrainingConfig
 from srvp.models.interface import Clips
 from srvp.store import build_model
+from srvp.training.loop import read_checkpoint
 from srvp.training.run import Run, rate_factor
 from srvp.training.validation import validation_psnr
 
@@ -314,6 +315,32 @@ def test_each_optimizer_steps_by_its_own_rate_and_betas_and_by_the_rate_of_the_s
             change = (m / (1 - beta_1**n)) / ((v / (1 - beta_2**n)).sqrt() + 1e-8)
             expected = before[group] - lr * share * change
             torch.testing.assert_close(weights_of(run, group), expected, atol=5e-7, rtol=0)
+
+
+def test_a_step_has_the_gradients_of_its_own_clips(tmp_path):
+    """A run that was restored has none of the steps before."""
+    run, restored = start(), start()
+    run.update(random_clips(1))
+    run.save(tmp_path / "checkpoint.pt")
+    restored.restore(read_checkpoint(tmp_path / "checkpoint.pt", run.device))
+    for either in (run, restored):
+        either.update(random_clips(2))
+    assert torch.equal(gradient_of(run, "generator"), gradient_of(restored, "generator"))
+
+
+def test_randomness_is_drawn_for_the_step_it_is_used_in(monkeypatch):
+    """Steps count from 1: weights that rise, and frames that are given, depend on them."""
+    run, steps = start(), []
+    draw = run.model.draw_randomness
+
+    def watched(count, frames, step, random):
+        steps.append(step)
+        return draw(count, frames, step, random)
+
+    monkeypatch.setattr(run.model, "draw_randomness", watched)
+    for _ in range(3):
+        run.update(random_clips())
+    assert steps == [1, 2, 3]
 
 
 def test_clipping_bounds_the_norm_of_an_objective_and_keeps_its_direction():
