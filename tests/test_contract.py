@@ -328,6 +328,24 @@ def test_a_step_has_the_gradients_of_its_own_clips(tmp_path):
     assert torch.equal(gradient_of(run, "generator"), gradient_of(restored, "generator"))
 
 
+def test_a_row_has_the_means_of_the_steps_since_the_last_row():
+    """The discriminator's terms are means over fewer steps: it begins later. float32: 1e-6."""
+    each, together = start(), start()
+    rows = []
+    for step in range(1, FIRST_STEP + 3):
+        for run in (each, together):
+            run.update(random_clips(step))
+        rows.append(each.close_row())
+    first = together.close_row()
+    for name in first.keys() - {"step", "lr"}:
+        values = [row[name] for row in rows if name in row]
+        assert first[name] == pytest.approx(np.mean(values), rel=1e-6, abs=1e-7)
+    assert min(len([row for row in rows if name in row]) for name in first) == 3
+    for run in (each, together):
+        run.update(random_clips())
+    assert each.close_row() == together.close_row()
+
+
 def test_randomness_is_drawn_for_the_step_it_is_used_in(monkeypatch):
     """Steps count from 1: weights that rise, and frames that are given, depend on them."""
     run, steps = start(), []

@@ -33,9 +33,9 @@ def make(
         res_gain=1.2,
         euler_steps=euler_steps,
         obs_scale=0.5,
-        beta_y=1.0,
+        beta_y=3.0,
         beta_z=2.0,
-        l2_res=1.0,
+        l2_res=0.5,
     )
     model = build_model(config, VideoShape(channels), seed=0)
     # Settle the running statistics: fresh ones map every frame to nearly the same vector.
@@ -185,7 +185,10 @@ def test_loss_terms_against_their_definitions(x):
     kl_z = ((ratio + ((q.mean - p.mean) / p.stddev) ** 2 - 1 - ratio.log()) / 2).sum() / B
     torch.testing.assert_close(loss.kl_z, kl_z)
     torch.testing.assert_close(loss.residual, out.residuals.square().sum(-1).sqrt().sum() / B)
-    total = loss.nll + loss.kl_y + 2 * loss.kl_z + loss.residual
+    y = out.q_y
+    kl_y = (y.variance + y.mean**2 - 1 - y.variance.log()).sum() / 2 / B
+    torch.testing.assert_close(loss.kl_y, kl_y)
+    total = loss.nll + 3 * loss.kl_y + 2 * loss.kl_z + 0.5 * loss.residual
     torch.testing.assert_close(loss.total, total)
 
 
