@@ -181,6 +181,7 @@ def test_loss_terms_against_their_definitions(x):
     nll = (((x - out.x) / 0.5) ** 2 / 2 + torch.tensor(0.5).log() + 0.9189385332).sum() / B
     torch.testing.assert_close(loss.nll, nll)
     q, p = out.q_z, out.p_z
+    torch.testing.assert_close(p.mean, model.prior(out.y[:, :-1]).mean)  # of the states before
     ratio = (q.stddev / p.stddev) ** 2
     kl_z = ((ratio + ((q.mean - p.mean) / p.stddev) ** 2 - 1 - ratio.log()) / 2).sum() / B
     torch.testing.assert_close(loss.kl_z, kl_z)

@@ -184,11 +184,13 @@ def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(tiny,
     assert run.step == 5
 
 
-def test_the_best_validated_weights_are_kept_if_asked_for(tiny, blobs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_best_validated_weights_are_kept_if_asked_for(tiny, blobs, tmp_path, monkeypatch, ema):
+    """Those of the moving average, if that is what is validated."""
     scores = iter([10.0, 12.0, 11.0, 9.0])
     monkeypatch.setattr(runs, "validation_psnr", lambda *args: next(scores))
     experiment = with_training(
-        tiny, constant_steps=20, decay_steps=0, validation_interval=5, select_best=True
+        tiny, constant_steps=20, decay_steps=0, validation_interval=5, select_best=True, ema=ema
     )
     best = train(experiment, blobs, tmp_path / "best")
     shorter = with_training(experiment, constant_steps=10, select_best=False)
@@ -323,6 +325,14 @@ def test_validation_leaves_training_as_it_was(tiny, blobs):
     assert first == second
     assert torch.equal(run.generator.get_state(), before)
     assert run.model.training
+
+
+def test_the_moving_average_is_what_is_validated(tiny, blobs, monkeypatch):
+    validated = []
+    monkeypatch.setattr(runs, "validation_psnr", lambda model, *args: validated.append(model))
+    run = Run(with_training(tiny, ema=0.5), torch.device("cpu"))
+    run.validate(blobs.validation)
+    assert validated == [run.average] and run.average is not run.model
 
 
 @torch.no_grad()
