@@ -257,6 +257,32 @@ def test_prediction_follows_the_prior_where_no_frame_is_given(x):
     torch.testing.assert_close(predicted, y[:, T:])
 
 
+@pytest.mark.parametrize("asked", [{}, {"euler_steps": 3}])
+def test_prediction_step_by_step(x, asked):
+    """z_t takes the noise of frame t. Given frames take the training's steps, whatever is asked."""
+    model = make(euler_steps=2).eval()
+    given, noise = model.condition(x), model.draw_noise(B, T + 3, generator())
+    q_y, q_z, *_ = given.state
+    y = q_y.mean + q_y.stddev * noise.y
+    for t in range(T + 2):
+        p = model.prior(y)
+        mean, std = (q_z.mean[:, t], q_z.stddev[:, t]) if t < T - 1 else (p.mean, p.stddev)
+        z = mean + std * noise.z[:, t]
+        steps = 2 if t < T - 1 else asked.get("euler_steps", 2)
+        for _ in range(steps):
+            y = y + model.transition.f(torch.cat([y, z], dim=-1)) / steps
+        if t >= T - 1:
+            predicted = model.predict(given, 3, noise, **asked).y[:, t - T + 1]
+            torch.testing.assert_close(predicted, y, atol=1e-5, rtol=1e-4)
+
+
+def test_content_is_a_map_of_the_sum_over_frames(x):
+    model = make().eval()
+    h, _ = model.encode(x)
+    summed = sum(model.w_frame(h[:, t]) for t in range(3))
+    torch.testing.assert_close(model.infer_content(h[:, :3]), model.w_video(summed))
+
+
 def test_too_few_given_frames_are_refused(x):
     with pytest.raises(ValueError, match="2 frames were given, but the model needs 3"):
         make().condition(x[:, :2])

@@ -77,3 +77,12 @@ def test_stages_of_128_pixels_are_those_of_the_public_code_of_svg():
     """Their encoders have nf, 2nf, 4nf, 8nf and 8nf channels (edenton/svg, models/*_128.py)."""
     assert networks.stage_widths(64, 64) == [64, 128, 256, 512]
     assert networks.stage_widths(128, 64) == [64, 128, 256, 512, 512]
+
+
+def test_standard_deviations_are_softplus_and_never_zero():
+    """log(1 + exp(x)), which vanishes far below 0, and 1e-8, as in the authors' code."""
+    raw = torch.tensor([[0.5, -1.0, 2.0, 0.0, 3.0, -60.0]])
+    normal = networks.softplus_normal(raw)
+    assert torch.equal(normal.mean, raw[:, :3])
+    expected = torch.tensor([[2.0, 1 + torch.e**3, 1.0]]).log() + 1e-8
+    torch.testing.assert_close(normal.stddev, expected, rtol=1e-6, atol=0)
