@@ -304,6 +304,30 @@ def test_validation_videos_that_are_too_short_are_found_before_training(tiny, tm
     assert (tmp_path / "checkpoint.pt").read_bytes() == b"of an earlier run"
 
 
+def test_each_fold_is_asked_for_the_clips_of_the_settings(tiny, blobs, tmp_path):
+    """Batches of the training fold, from where the run is; validation clips of the other."""
+    asked = []
+
+    class Training:
+        def batches(self, *given, first):
+            asked.append((*given, first))
+            return blobs.train.batches(*given, first=first)
+
+    class Validation:
+        def draw(self, *given):
+            asked.append(given[:2])
+            return blobs.validation.draw(*given)
+
+    settings = {"frames": 7, "batch_size": 2, "seed": 3, "validation_frames": 9}
+    experiment = with_training(tiny, **settings, constant_steps=2, decay_steps=0)
+    videos = TrainingVideos(Training(), Validation())
+    train(experiment, videos, tmp_path)
+    assert asked == [(1, 9), (2, 7, 3, 0), (1, 9), (1, 9)]  # a first look, then two validations
+    del asked[:]
+    train(with_training(experiment, constant_steps=4), videos, tmp_path)
+    assert asked[:2] == [(1, 9), (2, 7, 3, 2)]
+
+
 def test_small_losses_are_shown(tiny, blobs, tmp_path, monkeypatch):
     """SVG's and SV2P's are errors per pixel: the bar would show 0.0."""
     shown = []
