@@ -304,9 +304,18 @@ def test_validation_videos_that_are_too_short_are_found_before_training(tiny, tm
     assert (tmp_path / "checkpoint.pt").read_bytes() == b"of an earlier run"
 
 
-def test_each_fold_is_asked_for_the_clips_of_the_settings(tiny, blobs, tmp_path):
-    """Batches of the training fold, from where the run is; validation clips of the other."""
-    asked = []
+def test_each_fold_is_asked_for_the_clips_of_the_settings(tiny, blobs, tmp_path, monkeypatch):
+    """Batches of the training fold, from where the run is; validation clips of the other.
+
+    The model takes them in training mode.
+    """
+    asked, update = [], Run.update
+
+    def watched(run, clips):
+        assert run.model.training
+        update(run, clips)
+
+    monkeypatch.setattr(Run, "update", watched)
 
     class Training:
         def batches(self, *given, first):
