@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT_VARIABLE = "SRVP_ROOT"
@@ -63,7 +63,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
             if not _is_running(left.name.split(".")[-2]):
-                left.unlink(missing_ok=True)
+                with suppress(OSError):  # it may be somebody else's
+                    left.unlink()
     finally:
         temporary.unlink(missing_ok=True)
 
