@@ -114,9 +114,18 @@ def _add_neighbours(taps: Tensor, axis: int) -> Tensor:
     The even position of a patch is its tap 1 and tap 3 of the patch before; the odd one is its tap
     2 and tap 0 of the next.
     """
-    x = torch.stack([taps[1], taps[2]], dim=axis + 1)
     count = taps.shape[axis + 1]
+    size = [*taps.shape[1:]]
+    size.insert(axis + 1, 2)
+    x = taps.new_empty(size)
     even, odd = x.unbind(axis + 1)
-    even.narrow(axis, 1, count - 1).add_(taps[3].narrow(axis, 0, count - 1))
-    odd.narrow(axis, 0, count - 1).add_(taps[0].narrow(axis, 1, count - 1))
+    before, after = (0, count - 1), (1, count - 1)  # where a patch has one after or before it
+    even.select(axis, 0).copy_(taps[1].select(axis, 0))
+    torch.add(
+        taps[1].narrow(axis, *after), taps[3].narrow(axis, *before), out=even.narrow(axis, *after)
+    )
+    odd.select(axis, -1).copy_(taps[2].select(axis, -1))
+    torch.add(
+        taps[2].narrow(axis, *before), taps[0].narrow(axis, *after), out=odd.narrow(axis, *before)
+    )
     return x
