@@ -171,8 +171,8 @@ def measure(name: str, mode: str, device: torch.device, tiny: bool) -> dict[str,
 def smaller(experiment: Experiment) -> Experiment:
     """Return two sequences a batch and narrow convolutions, where the model has a width."""
     model = experiment.model
-    if "nf" in {field.name for field in fields(model)}:
-        model = replace(model, nf=4)
+    widths = {field.name for field in fields(model)} & {"nf", "ngf", "nef", "ndf"}
+    model = replace(model, **dict.fromkeys(widths, 4))
     training = replace(experiment.training, batch_size=2)
     return replace(experiment, model=model, training=training)
 
@@ -191,8 +191,7 @@ def measure_training(run: Run, clips: Clips, device: torch.device, rounds: int) 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     first = timed(lambda: run.update(clips), device)
-    steps = max(1, int(0.2 / first))
-    times = [timed(lambda: [run.update(clips) for _ in range(steps)], device) / steps]
+    steps, times = max(1, int(0.2 / first)), [first]
     while len(times) < rounds and sum(times) * steps < 8:
         times.append(timed(lambda: [run.update(clips) for _ in range(steps)], device) / steps)
     seconds = median(times)
@@ -245,8 +244,10 @@ def measure_evaluation(
     def sample() -> list[torch.Tensor]:
         return list(model.futures(given, frames, noise, config.frames_at_once, **config.predict[0]))
 
-    parts = sample()
-    sampling = min(timed(sample, device) for _ in range(2))
+    parts: list[torch.Tensor] = []
+    sampling = timed(lambda: parts.extend(sample()), device)
+    if samples == SAMPLES:
+        sampling = min(sampling, timed(sample, device))  # the first call warms up
     truth = clips.after(config.conditioning_frames)
     compare = [metric.load(device)(truth) for metric in (psnr, ssim)]
 
