@@ -77,3 +77,25 @@ def test_stages_of_128_pixels_are_those_of_the_public_code_of_svg():
     """Their encoders have nf, 2nf, 4nf, 8nf and 8nf channels (edenton/svg, models/*_128.py)."""
     assert networks.stage_widths(64, 64) == [64, 128, 256, 512]
     assert networks.stage_widths(128, 64) == [64, 128, 256, 512, 512]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("block", [networks.conv_down, networks.conv_up, networks.conv3])
+def test_batch_norm_in_the_weights_changes_nothing_but_rounding(block, bias):
+    """Without gradients, before and after the weights or the statistics change."""
+    torch.manual_seed(0)
+    layer = block(64, 64, bias)
+    x = torch.randn(32, 64, 8, 8)
+    layer(x)  # moves the statistics
+    layer.eval()
+    for change in (
+        lambda: None,
+        lambda: layer[0].weight.mul_(2),
+        lambda: layer[1].running_var.add_(1),
+    ):
+        with torch.no_grad():
+            change()
+        expected = layer(x).detach()
+        for context in (torch.no_grad, torch.inference_mode):
+            with context():
+                torch.testing.assert_close(layer(x), expected, rtol=0, atol=3e-6)

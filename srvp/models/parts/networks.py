@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from srvp.models.interface import VideoShape
 from srvp.models.parts.fast import choice
+from srvp.models.parts.fast.folding import FoldedBlock
 from srvp.models.parts.fast.patches import Overlap, PhasesToImage, patches
 
 IMAGE = 4  # channels of an image, at most
@@ -31,14 +32,13 @@ class DownConv(nn.Conv2d):
     def __init__(self, channels: int, out: int, bias: bool = False):
         super().__init__(channels, out, 4, 2, 1, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Map `(N, C, H, W)` to `(N, O, H / 2, W / 2)`."""
         if x.is_cuda and self.in_channels <= IMAGE:
-            y = F.linear(patches(x), self.weight.flatten(1), self.bias)
-            return y.permute(0, 3, 1, 2)
-        if convolve := choice.down(x, self.weight):
-            return _add_bias(convolve(x, self.weight), self.bias)
-        return super().forward(x)
+            return F.linear(patches(x), weight.flatten(1), bias).permute(0, 3, 1, 2)
+        if convolve := choice.down(x, weight):
+            return _add_bias(convolve(x, weight), bias)
+        return super()._conv_forward(x, weight, bias)
 
 
 class UpConv(nn.ConvTranspose2d):
@@ -49,9 +49,12 @@ class UpConv(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, O, H, W)` to `(N, C, 2H, 2W)`."""
-        if convolve := choice.up(x, self.weight):
-            return _add_bias(convolve(x, self.weight), self.bias)
-        return super().forward(x)
+        return self._conv_forward(x, self.weight, self.bias)
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if convolve := choice.up(x, weight):
+            return _add_bias(convolve(x, weight), bias)
+        return F.conv_transpose2d(x, weight, bias, 2, 1)
 
 
 class ToVector(nn.Conv2d):
@@ -74,9 +77,12 @@ class FromVector(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, O, 1, 1)` to `(N, C, 4, 4)`."""
-        weight = self.weight.permute(0, 2, 3, 1)  # (O, 4, 4, C)
+        return self._conv_forward(x, self.weight, self.bias)
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        weight = weight.permute(0, 2, 3, 1)  # (O, 4, 4, C)
         y = (x.flatten(1) @ weight.flatten(1)).unflatten(1, weight.shape[1:])
-        return _add_bias(y.permute(0, 3, 1, 2), self.bias)
+        return _add_bias(y.permute(0, 3, 1, 2), bias)
 
 
 class UpToImage(nn.ConvTranspose2d):
@@ -108,7 +114,8 @@ def _add_bias(x: Tensor, bias: Tensor | None) -> Tensor:
 
 def conv_block(conv: nn.Module) -> nn.Sequential:
     """A convolution, batch normalisation and LeakyReLU(0.2)."""
-    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.LeakyReLU(0.2, inplace=True))
+    norm, activation = nn.BatchNorm2d(conv.out_channels), nn.LeakyReLU(0.2, inplace=True)
+    return FoldedBlock(conv, norm, activation)
 
 
 def conv3(channels: int, out: int, bias: bool = False) -> nn.Sequential:

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 FEW = 32  # tiles in all below which transforming the weight costs more than it saves
 TILES_AT_ONCE = 240  # so many tiles, transformed, stay in the processor's cache
@@ -59,6 +60,14 @@ B = _kronecker_square(torch.linalg.inv(_powers(5)).T * SCALE)  # (25, 25): B^T a
 def fits(n: int, h: int, w: int) -> bool:
     """Whether n maps of h x w positions are whole tiles, and enough of them."""
     return h % 4 == w % 4 == 0 and n * h * w >= FEW * 16
+
+
+_TRANSFORMED = WeakTensorKeyDictionary()  # of weights that do not change
+
+
+def keep_transformed(weight: Tensor) -> None:
+    """Transform a weight only once: it does not change any more."""
+    _TRANSFORMED[weight] = []
 
 
 def down(x: Tensor, weight: Tensor) -> Tensor:
@@ -220,9 +229,15 @@ def _map_tiles(y: Tensor) -> Tensor:
 
 def _transform_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """G g: from `(O, C, 4, 4)` to `(25, O, 4C)`, rounded to `dtype`."""
+    kept = _TRANSFORMED.get(weight)
+    if kept and kept[0].dtype == dtype:
+        return kept[0]
     out, c = weight.shape[:2]
     taps = weight.view(out, c, 2, 2, 2, 2).permute(2, 4, 0, 3, 5, 1)  # row, column, O, p, q, C
-    return (G @ taps.reshape(4, -1)).view(25, out, 4 * c).to(dtype)
+    transformed = (G @ taps.reshape(4, -1)).view(25, out, 4 * c).to(dtype)
+    if kept is not None:
+        kept[:] = [transformed]
+    return transformed
 
 
 def _adjoint_weight(products: Tensor) -> Tensor:
