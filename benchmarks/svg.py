@@ -24,7 +24,7 @@ from srvp.files import project_root
 from srvp.models.interface import Clips
 from srvp.training.run import Run
 
-FUTURES, FRAMES = 5, 20  # sampled of each clip
+FUTURES, FRAMES = 2, 20  # sampled of each clip
 
 
 class Public:
@@ -135,10 +135,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    tasks = ("training step", "generation")
+    parser.add_argument("--tasks", nargs="+", choices=tasks, default=tasks)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     print(f"{given.batch_size} clips, {given.threads} thread(s), {given.rounds} rounds")
-    for task, pair in sides(given).items():
+    both = sides(given)
+    for task in given.tasks:
+        pair = both[task]
         times: dict[str, list[float]] = {side: [] for side in pair}
         for _ in range(given.rounds + 1):
             for side, function in pair.items():
