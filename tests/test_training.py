@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from srvp.data import TrainingVideos
 from srvp.data.prepared import ClipSampler, PreparedVideos
-from srvp.devices import pick_device
+from srvp.devices import instruction_set, pick_device
 from srvp.experiment import to_entry
 from srvp.metrics.psnr import psnr
 from srvp.models.interface import Clips
-from srvp.models.parts.fast import winograd
+from srvp.models.parts.fast import choice, winograd
 from srvp.store import build_model, load_model, save_model
 from srvp.training import loop
 from srvp.training import run as runs
@@ -418,9 +418,9 @@ def test_the_fast_path_learns_as_plain_float32_does(monkeypatch, tiny, blobs):
         precision = "bfloat16" if fast else "float32"
         run = Run(with_training(tiny, precision=precision), torch.device("cpu"))
         if fast:
-            monkeypatch.setattr(winograd, "NARROW", 4)
+            rules = {(instruction_set(), torch.bfloat16): choice.Rule(winograd=4)}
+            monkeypatch.setattr(choice, "RULES", rules)
             monkeypatch.setattr(winograd, "FEW", 1)
-            monkeypatch.setattr(winograd, "PRECISIONS", (torch.float32, torch.bfloat16))
         else:
             run.model.to(memory_format=torch.contiguous_format)
             plain = torch.optim.Adam(run.model.parameters(), fused=False, foreach=False)
