@@ -7,8 +7,8 @@ from test_official import Case
 
 from srvp.metrics.srvp_fd import srvp_fd
 
-# Of srvp-fd 0.4.1 (its method "schur"), whose model took the weights of tests/reference: from
-# `FrechetDistanceCalculator(all frames, "frame")`, `(videos, "static_content")`, `(..., "dynamics")`.
+# Of srvp-fd 0.4.1 (its method "schur"), whose model took the weights of tests/reference: what its
+# `FrechetDistanceCalculator` returned for "frame" (all frames), "static_content" and "dynamics".
 PACKAGE = (0.12258845918116457, 0.008563110604780877, 0.00514205225670894)
 
 

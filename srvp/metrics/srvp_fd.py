@@ -1,4 +1,4 @@
-"""Fréchet distances between what SRVP sees in two sets of videos, as the package `srvp-fd` has them.
+"""Fréchet distances between what SRVP sees in two sets of videos, those of the package `srvp-fd`.
 
     srvp_fd(srvp.load_pretrained("smmnist_gpu")[0], generated, real)
 

@@ -56,7 +56,6 @@ METRICS = {
     "psnr": Metric("PSNR (dB)", "psnr", lower_is_better=False, decimals=2),
     "ssim": Metric("SSIM", "ssim", lower_is_better=False, decimals=4, size=11),
     "lpips": Metric("LPIPS", "lpips", lower_is_better=True, decimals=4, weights="lpips", size=31),
-    "energy": Metric("energy score", "forecasts", lower_is_better=True, decimals=2, of="clips"),
     "fvd": Metric(
         "FVD",
         "fvd",
@@ -77,6 +76,7 @@ METRICS = {
         frames=9,
         videos=2,
     ),
+    "energy": Metric("energy score", "forecasts", lower_is_better=True, decimals=2, of="clips"),
 }
 
 

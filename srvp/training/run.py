@@ -186,7 +186,7 @@ class Run:
         return row
 
     def validate(self, source: VideoSource) -> Row:
-        """Append the validation scores to the curves; keep the best weights if they are selected."""
+        """Append the validation scores to the curves; keep the best weights if selected."""
         at_once = 1 if self.device.type == "cpu" else GPU_CLIPS_AT_ONCE
         scores = validation_scores(self.result, source, self.experiment, self.device, at_once)
         value = scores["validation_psnr"]

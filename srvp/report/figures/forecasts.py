@@ -29,10 +29,11 @@ def reliability(forecasts: pd.DataFrame) -> Figure:
     colors = dict(zip(names, _colors(names), strict=True))
     ax = upper.subplots()
     _curves(ax, forecasts, "spread_skill", colors)
-    top = max(1.25, ax.get_ylim()[1])
+    top = min(max(1.25, ax.get_ylim()[1]), 2)  # early frames of few clips have wide intervals
     ax.axhline(1, color="black", lw=0.8)
     ax.axhspan(0, 1, color=OVERCONFIDENT, alpha=0.08, lw=0)
     ax.set(ylim=(0, top), xlabel="frame", ylabel="spread / error")
+    ax.locator_params(axis="x", integer=True)
     ax.text(0.01, 0.03, "overconfident: futures too alike", transform=ax.transAxes, fontsize=7)
     ax.text(0.01, 0.97, "futures too different", transform=ax.transAxes, fontsize=7, va="top")
     ax.legend(loc="lower right", ncols=columns)
@@ -42,7 +43,8 @@ def reliability(forecasts: pd.DataFrame) -> Figure:
     for ax in panels.flat[len(names) :]:
         ax.remove()
     panels[0, 0].set_ylabel("share of frames")
-    lower.supxlabel("samples of ten whose digits lie above or left of the true ones", fontsize=8)
+    lower.suptitle("Where the truth lies among ten samples: flat is honest", fontsize=8)
+    lower.supxlabel("samples with a centre above, or left, of the true one", fontsize=8)
     return figure
 
 
@@ -63,7 +65,7 @@ def best_of(forecasts: pd.DataFrame, metric: str = "psnr", label: str = "PSNR (d
     ax.set(xscale="log", xlabel="N samples", ylabel=f"best of N: {label}", xticks=numbers)
     ax.set_xticklabels([f"{n:g}" for n in numbers])
     ax.minorticks_off()
-    ax.legend(title="dotted: the mean of all samples" if metric == "psnr" else None)
+    _legend(ax, len(names), "dotted: the mean of all samples" if metric == "psnr" else "")
     return figure
 
 
@@ -76,7 +78,7 @@ def spread_and_error(forecasts: pd.DataFrame) -> Figure:
     _curves(ax, forecasts, "error", colors)
     _curves(ax, forecasts, "spread", colors, "--")
     ax.set(xlabel="frame", ylabel="of a pixel in [0, 1]", ylim=(0, None))
-    ax.legend(*_first(ax, len(names)), title="error of the mean; dashed: spread (diversity)")
+    _legend(ax, len(names), "error of the mean; dashed: spread (diversity)")
     return figure
 
 
@@ -128,6 +130,7 @@ def _bars(ax: Axes, forecasts: pd.DataFrame, name: str, color: str) -> None:
     ax.set_title(name)
 
 
-def _first(ax: Axes, count: int) -> tuple[list, list]:
+def _legend(ax: Axes, count: int, title: str) -> None:
+    """Draw a legend of the first `count` curves."""
     handles, labels = ax.get_legend_handles_labels()
-    return handles[:count], labels[:count]
+    ax.legend(handles[:count], labels[:count], title=title, title_fontsize=7)
