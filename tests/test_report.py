@@ -212,7 +212,7 @@ def forecast_rows(name, ratio):
     frames = [
         (m, f, v) for f in (6, 7) for m, v in (("spread_skill", ratio), ("psnr_of_mean", 15.0))
     ]
-    ranks = [(f"rank_{axis}", r, 1 / 6) for axis in ("row", "column") for r in range(6)]
+    ranks = [("rank_distance", r, 1 / 6) for r in range(6)]
     best = [("best_of_psnr", n, 14.0 + n) for n in (1, 2, 5)]
     table = pd.DataFrame(frames + ranks + best, columns=["measure", "at", "value"])
     return table.assign(predictor=name, ci95=0.1)

@@ -53,7 +53,8 @@ def rows(
 
 def _rows_by_number(name: str, forecast: Forecast, samples: Mapping[str, np.ndarray]) -> Iterator:
     for metric, scores in samples.items():
-        for n in (n for n in BEST_OF if n <= scores.shape[1]):
+        count = scores.shape[1]
+        for n in sorted({n for n in BEST_OF if n < count} | {count}):
             best = best_of(scores, n, METRICS[metric].lower_is_better)
             yield (name, f"best_of_{metric}", n, *map(float, _over_clips(np.mean, best)))
     for ranked, shares in zip(RANKED, forecast["ranks"].swapaxes(0, 1), strict=True):

@@ -16,16 +16,16 @@ OVERCONFIDENT = "#d55e00"  # of the region below 1
 
 
 def reliability(forecasts: pd.DataFrame) -> Figure:
-    """Draw spread over skill against the frame, and where the truth lies among ten samples.
+    """Draw spread over skill against the frame, and how often the truth is the odd one out.
 
     Samples of an honest forecast differ from each other as much as the truth differs from them: a
-    curve at 1, flat bars. The bars are of the row and the column of the centre of mass.
+    curve at 1, flat bars. The bars are the rank histogram of the distance to the mean of a group.
     """
     names = _predictors(forecasts, "spread_skill")
-    columns = min(len(names), 3)
+    columns = min(len(names), 4)
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(WIDTH, 1.7 + 1.2 * rows), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[1.7, 1.2 * rows])
+    figure = Figure(figsize=(WIDTH, 2.3 + 1.2 * rows), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[1.8, 0.5 + 1.2 * rows])
     colors = dict(zip(names, _colors(names), strict=True))
     ax = upper.subplots()
     _curves(ax, forecasts, "spread_skill", colors)
@@ -43,8 +43,9 @@ def reliability(forecasts: pd.DataFrame) -> Figure:
     for ax in panels.flat[len(names) :]:
         ax.remove()
     panels[0, 0].set_ylabel("share of frames")
-    lower.suptitle("Where the truth lies among ten samples: flat is honest", fontsize=8)
-    lower.supxlabel("samples with a centre above, or left, of the true one", fontsize=8)
+    told = "flat is honest; a tall right end: the truth is the odd one out, overconfident"
+    lower.suptitle(told, fontsize=8)
+    lower.supxlabel("of ten samples, how many are nearer to the others than the truth", fontsize=8)
     return figure
 
 
@@ -123,9 +124,9 @@ def _curves(
 
 
 def _bars(ax: Axes, forecasts: pd.DataFrame, name: str, color: str) -> None:
-    ours = forecasts["measure"].isin(["rank_row", "rank_column"])
-    shares = forecasts[ours & (forecasts["predictor"] == name)].groupby("at")["value"].mean()
-    ax.bar(shares.index, shares, width=0.9, color=color)
+    ranks = forecasts[forecasts["measure"] == "rank_distance"]
+    shares = ranks[ranks["predictor"] == name]
+    ax.bar(shares["at"], shares["value"], width=0.9, color=color)
     ax.axhline(1 / len(shares), color="black", lw=0.8)
     ax.set_title(name)
 
