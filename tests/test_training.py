@@ -364,7 +364,12 @@ def test_validation_leaves_training_as_it_was(tiny, blobs):
 
 def test_the_moving_average_is_what_is_validated(tiny, blobs, monkeypatch):
     validated = []
-    monkeypatch.setattr(runs, "validation_psnr", lambda model, *args: validated.append(model))
+
+    def score(model, *args):
+        validated.append(model)
+        return {"validation_psnr": 0.0}
+
+    monkeypatch.setattr(runs, "validation_scores", score)
     run = Run(with_training(tiny, ema=0.5), torch.device("cpu"))
     run.validate(blobs.validation)
     assert validated == [run.average] and run.average is not run.model
