@@ -30,7 +30,7 @@ from srvp.models.interface import Clips
 from srvp.store import build_model
 from srvp.training.loop import read_checkpoint
 from srvp.training.run import Run, rate_factor
-from srvp.training.validation import validation_psnr
+from srvp.training.validation import validation_scores
 
 # Three files, and a row in each of the two tables.
 ADDED = {
@@ -443,5 +443,12 @@ def test_validation_takes_the_sample_that_is_best_over_all_frames(monkeypatch):
             return Clips(torch.zeros(count, frames, 3, 16, 16), torch.zeros(count, frames, 4))
 
     monkeypatch.setattr(run.model, "_predict", predict)
-    psnr = validation_psnr(run.model, Black(), run.experiment, run.device, at_once=1)
-    assert psnr == pytest.approx(40, abs=1e-4)
+    found = validation_scores(run.model, Black(), run.experiment, run.device, at_once=1)
+    # Of two predicted frames, the first of the best sample has an error of 0.01. With D values in a
+    # frame, samples are sqrt(D) times their errors' norm from the truth, and from each other.
+    assert found["validation_psnr"] == pytest.approx(40, abs=1e-4)
+    assert found["validation_psnr_1"] == pytest.approx(40, abs=1e-4)
+    assert "validation_psnr_5" not in found
+    norms = [np.hypot(0.1, 0.001), np.hypot(0.01, 0.1), np.hypot(0.09, 0.099)]
+    energy = np.sqrt(3 * 16 * 16) * ((norms[0] + norms[1]) / 2 - norms[2] / 2)
+    assert found["validation_energy"] == pytest.approx(energy, rel=1e-5)

@@ -79,6 +79,15 @@ def test_stages_of_128_pixels_are_those_of_the_public_code_of_svg():
     assert networks.stage_widths(128, 64) == [64, 128, 256, 512, 512]
 
 
+def test_standard_deviations_are_softplus_and_never_zero():
+    """log(1 + exp(x)), which vanishes far below 0, and 1e-8, as in the authors' code."""
+    raw = torch.tensor([[0.5, -1.0, 2.0, 0.0, 3.0, -60.0]])
+    normal = networks.softplus_normal(raw)
+    assert torch.equal(normal.mean, raw[:, :3])
+    expected = torch.tensor([[2.0, 1 + torch.e**3, 1.0]]).log() + 1e-8
+    torch.testing.assert_close(normal.stddev, expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("block", [networks.conv_down, networks.conv_up, networks.conv3])
 def test_batch_norm_in_the_weights_changes_nothing_but_rounding(block, bias):
@@ -99,12 +108,3 @@ def test_batch_norm_in_the_weights_changes_nothing_but_rounding(block, bias):
         for context in (torch.no_grad, torch.inference_mode):
             with context():
                 torch.testing.assert_close(layer(x), expected, rtol=0, atol=3e-6)
-
-
-def test_standard_deviations_are_softplus_and_never_zero():
-    """log(1 + exp(x)), which vanishes far below 0, and 1e-8, as in the authors' code."""
-    raw = torch.tensor([[0.5, -1.0, 2.0, 0.0, 3.0, -60.0]])
-    normal = networks.softplus_normal(raw)
-    assert torch.equal(normal.mean, raw[:, :3])
-    expected = torch.tensor([[2.0, 1 + torch.e**3, 1.0]]).log() + 1e-8
-    torch.testing.assert_close(normal.stddev, expected, rtol=1e-6, atol=0)

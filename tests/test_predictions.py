@@ -18,7 +18,8 @@ from PIL import Image
 from srvp.data.prepared import PreparedVideos
 from srvp.data.staging import Fold, Video, write_prepared
 from srvp.evaluation.predictions import evaluate_predictions, open_predictions
-from srvp.evaluation.protocol import evaluate, trivial_predictors
+from srvp.evaluation.protocol import evaluate
+from srvp.evaluation.references import trivial_predictors
 
 SHAPE = (3, 6, 1, 64, 64)
 
@@ -210,7 +211,7 @@ def test_any_file_name_can_be_scored_except_those_of_the_trivial_predictors(
     assert next(iter(scores)) == "odd \ufffd - name"
     assert "odd \ufffd" in (tmp_path / "out" / "curves.csv").read_text(encoding="utf-8")
     save(tmp_path / "black frame.npz", samples)
-    with pytest.raises(ValueError, match="black frame.npz has the name of a predictor that learns"):
+    with pytest.raises(ValueError, match="black frame.npz has the name of a predictor of every"):
         evaluate_predictions(tmp_path / "black frame.npz", experiment, videos, tmp_path / "out")
 
 

@@ -27,7 +27,7 @@ from srvp.training import loop
 from srvp.training import run as runs
 from srvp.training.loop import obstacle_to_resuming, read_checkpoint, train
 from srvp.training.run import Run, rate_factor
-from srvp.training.validation import validation_psnr
+from srvp.training.validation import validation_scores
 
 
 def with_training(experiment, **changes):
@@ -188,13 +188,15 @@ def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(tiny,
 def test_the_best_validated_weights_are_kept_if_asked_for(tiny, blobs, tmp_path, monkeypatch, ema):
     """Those of the moving average, if that is what is validated."""
     scores = iter([10.0, 12.0, 11.0, 9.0])
-    monkeypatch.setattr(runs, "validation_psnr", lambda *args: next(scores))
+    monkeypatch.setattr(
+        runs, "validation_scores", lambda *args: {"validation_psnr": next(scores), "other": 0.0}
+    )
     experiment = with_training(
         tiny, constant_steps=20, decay_steps=0, validation_interval=5, select_best=True, ema=ema
     )
     best = train(experiment, blobs, tmp_path / "best")
     shorter = with_training(experiment, constant_steps=10, select_best=False)
-    monkeypatch.setattr(runs, "validation_psnr", lambda *args: 0.0)
+    monkeypatch.setattr(runs, "validation_scores", lambda *args: {"validation_psnr": 0.0})
     same_weights(best, train(shorter, blobs, tmp_path / "shorter"))
 
 
@@ -374,7 +376,8 @@ def test_videos_validated_together_score_as_each_alone(tiny, blobs):
     experiment = with_training(tiny, validation_videos=5, validation_samples=3)
     device = torch.device("cpu")
     run = Run(experiment, device)
-    together = validation_psnr(run.model, blobs.validation, experiment, device, at_once=4)
+    found = validation_scores(run.model, blobs.validation, experiment, device, at_once=4)
+    together = found["validation_psnr"]
     generator = torch.Generator().manual_seed(experiment.training.seed)
     frames, best = experiment.training.validation_frames, []
     run.model.eval()

@@ -30,13 +30,8 @@ from torch import Tensor
 
 from srvp.data.prepared import PreparedVideos
 from srvp.devices import pick_device
-from srvp.evaluation.protocol import (
-    TRIVIAL,
-    Predictor,
-    evaluate,
-    partial_folder,
-    trivial_predictors,
-)
+from srvp.evaluation.protocol import evaluate, partial_folder
+from srvp.evaluation.references import REFERENCES, Predictor, reference_predictors
 from srvp.evaluation.results import Scores, digest, write_scores
 from srvp.experiment import Experiment
 from srvp.models.interface import Clips
@@ -139,7 +134,7 @@ def _open_folder(folder: Path, shape: tuple[int, ...]) -> Predictions:
 def evaluate_predictions(
     path: Path, experiment: Experiment, videos: PreparedVideos, out: Path
 ) -> dict[str, Scores]:
-    """Score the predictions of another program, and the trivial baselines, and write the results.
+    """Score the predictions of another program, and the reference predictors; write the results.
 
     Args:
         path: of the predictions.
@@ -148,7 +143,7 @@ def evaluate_predictions(
         out: folder for what `write_scores` writes; an evaluation that was killed resumes there.
 
     Returns:
-        Scores by predictor: `path` without its ending, then the baselines.
+        Scores by predictor: `path` without its ending, then the references.
 
     Raises:
         FileNotFoundError, ValueError: the predictions are missing, damaged, too few, or no frames.
@@ -156,15 +151,17 @@ def evaluate_predictions(
     path, frames = Path(path), experiment.predicted_frames
     name = path.resolve().name if path.is_dir() else path.stem
     name = os.fsencode(name).decode(errors="replace")  # tables are UTF-8
-    if name in TRIVIAL:
-        raise ValueError(f"{path} has the name of a predictor that learns nothing: rename it")
+    if name in REFERENCES:
+        raise ValueError(f"{path} has the name of a predictor of every table: rename it")
     predictions = open_predictions(path, (len(videos.clips), frames, videos.channels, *videos.size))
     config = replace(experiment.evaluation, samples=predictions.samples)
-    predictors = {name: _predictor(predictions), **trivial_predictors(frames)}
+    scored = replace(experiment, evaluation=config)
     device = pick_device(experiment.training.device)
+    references = reference_predictors(scored, videos, device)
     partial = partial_folder(out, digest(path), config, videos)
+    predictors = {name: _predictor(predictions), **references}
     scores = evaluate(predictors, videos, config, device, partial)
-    write_scores(scores, replace(experiment, evaluation=config), path, out)
+    write_scores(scores, scored, path, out)
     return scores
 
 
