@@ -9,6 +9,7 @@ Medians and the best round are printed; other work on the machine shows in the d
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from srvp.files import project_root
 # Trains on as many sequences as a line says, and answers with how many that was per second, and per
 # second of CPU time. The second imports are those of earlier versions.
 WORKER = """
-import sys, time, torch
+import json, re, sys, time, torch
+from torch.profiler import profile
 sys.path.insert(0, ".")
 try:
     from srvp.data.sets.moving_mnist import MovingMNIST
@@ -31,7 +33,7 @@ except ModuleNotFoundError:
     from srvp.data.moving_mnist import MovingMNIST
     from srvp.training import Run
 
-name, threads = sys.argv[1:]
+name, threads, PARTS = sys.argv[1:]
 torch.set_num_threads(int(threads))
 experiment = load_experiment("params.yaml", name)
 config = experiment.training
@@ -40,7 +42,18 @@ videos = MovingMNIST(digits.byte(), deterministic=False)
 batches = videos.batches(config.batch_size, config.frames, 0)
 run = Run(experiment, torch.device("cpu"))
 run.model.train()
+parts = json.loads(PARTS)
 for line in sys.stdin:
+    if line == "profile\\n":
+        with profile() as profiler:
+            for _ in range(5):
+                run.update(next(batches))
+        sums = dict.fromkeys(parts, 0.0)
+        for e in profiler.key_averages():
+            part = next(p for p, pattern in parts.items() if re.search(pattern, e.key))
+            sums[part] += e.self_cpu_time_total / 5e3 / config.batch_size
+        print(json.dumps(sums), flush=True)
+        continue
     steps = max(1, int(line) // config.batch_size)
     start = time.perf_counter(), time.process_time()
     for _ in range(steps):
@@ -51,11 +64,25 @@ for line in sys.stdin:
 """
 
 
+# By name, the first that matches counts: of PyTorch's operations, without those they call.
+PARTS = {
+    "convolutions": r"conv|pixel_shuffle|aten::bmm",
+    "batch norm": r"batch_norm",
+    "activations": r"relu|tanh|sigmoid|softplus",
+    "linear maps, LSTM": r"aten::(add)?mm|rnn",
+    "optimiser": r"(?i)adam|Optimizer",
+    "copies": r"copy_|clone|aten::cat|stack|contiguous|fill_|zero_|index",
+    "other arithmetic": r"aten::(add|sub|mul|div|neg|pow|log|exp|sum|norm|clamp|sqrt|abs|square)",
+    "launching": r"",
+}
+
+
 class Version:
     """A process that trains the version of the code in a folder."""
 
     def __init__(self, folder: Path, experiment: str, threads: int):
-        command = [sys.executable, "-c", WORKER, experiment, str(threads)]
+        arguments = [experiment, str(threads), json.dumps(PARTS)]
+        command = [sys.executable, "-c", WORKER, *arguments]
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
@@ -69,9 +96,30 @@ class Version:
         elapsed, cpu = map(float, self.process.stdout.readline().split())
         return elapsed, cpu
 
+    def profile(self) -> dict[str, float]:
+        """Return the CPU time of a sequence by part, in ms."""
+        print("profile", file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
+
+
+def draw_profile(versions: dict[str, Version], path: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 2.4), layout="constrained")
+    for name, version in versions.items():
+        left = 0.0
+        for i, (part, value) in enumerate(version.profile().items()):
+            label = part if name == "now" else None
+            axes.barh(name, value, left=left, color=f"C{i}", label=label)
+            left += value
+    axes.invert_yaxis()
+    axes.set(xlabel="ms of a training sequence, by PyTorch's profiler")
+    figure.legend(loc="outside upper center", ncols=4, fontsize="small", frameon=False)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
 def main() -> None:
@@ -81,6 +129,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sequences", type=int, default=64, help="a round")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--profile", type=Path, help="PNG file: where the time goes")
     given = parser.parse_args()
     folders = {"before": given.before, "now": project_root()}
     versions = {n: Version(f, given.experiment, given.threads) for n, f in folders.items()}
@@ -89,6 +138,8 @@ def main() -> None:
     for _ in range(given.rounds):
         for version in versions.values():
             version.rates.append(version.train(given.sequences))
+    if given.profile:
+        draw_profile(versions, given.profile)
     print(
         f"{given.experiment}, {given.threads} thread(s), {given.rounds} rounds of "
         f"{given.sequences} sequences; sequences per second"

@@ -25,7 +25,7 @@ PRETRAINED = sorted(card.parent.name for card in (ROOT / "pretrained").glob("*/R
 
 
 def test_a_pretrained_model_predicts_as_that_of_the_run(tiny, blobs, tmp_path):
-    """Its matrices have 11 significant bits, 5e-4; frames stay within one of 255 grey levels."""
+    """Its matrices have 11 significant bits, 5e-4; frames stay within two of 255 grey levels."""
     model = train(tiny, blobs, tmp_path / "run")
     path = publish(tmp_path / "run", tmp_path / "published")
     rounded, experiment = load_model(path)
@@ -37,7 +37,7 @@ def test_a_pretrained_model_predicts_as_that_of_the_run(tiny, blobs, tmp_path):
     with torch.inference_mode():
         frames, same = (m.predict(m.condition(x), 20, noise).x for m in (rounded, model))
     assert not torch.equal(frames, same)
-    torch.testing.assert_close(frames, same, atol=1 / 255, rtol=0)
+    torch.testing.assert_close(frames, same, atol=2 / 255, rtol=0)
 
 
 def test_what_cannot_be_published_is_said(tiny, tmp_path):

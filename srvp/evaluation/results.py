@@ -27,6 +27,7 @@ from srvp.metrics.forecasts import GROUP
 from srvp.metrics.fvd import FVD, FVD_REPEATS, JACKKNIFE_GROUPS
 from srvp.metrics.table import METRICS, kind, weights_provenance
 from srvp.models.interface import Clips
+from srvp.models.parts.fast import choice
 
 EXAMPLES = 8  # test clips whose futures figures show
 STUDENT_T = (12.706, 4.303, 3.182, 2.776)  # 97.5 % quantiles for 1 to 4 degrees of freedom
@@ -262,6 +263,7 @@ def protocol(experiment: Experiment, source: Path) -> dict:
         "protocol": describe(experiment),
         "source": {"file": source.name, "sha256": digest(source)},
         "srvp": code_version(),
+        "convolutions_on_cpu": choice.describe(),
         "weights": weights_provenance(metrics),
         "data": entry["data"],
         "evaluation": entry["evaluation"],
