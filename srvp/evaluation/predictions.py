@@ -5,8 +5,9 @@
 Predictions are the frames after the given ones, for every clip of the prepared test set, in its
 order. They are
 
-- an `.npz` with one array, or an `.npy` (which is not read into memory at once): uint8, or floating
-  point in [0, 1], of shape `(N, S, F, C, H, W)`, or `(N, F, C, H, W)` for one sample per clip;
+- an `.npy`, or an `.npz` with one array, which is unpacked to a temporary file (in TMPDIR): uint8,
+  or floating point in [0, 1], of shape `(N, S, F, C, H, W)`, or `(N, F, C, H, W)` for one sample
+  per clip;
 - or a folder of N * S videos, files or folders of numbered images, in the order of the numbers in
   their names, the samples of a clip together: `0000.avi`, ... or `0000/00.avi`, ... Only lossless
   files hold the frames that were predicted.
@@ -15,6 +16,9 @@ N clips, S samples, F predicted frames.
 """
 
 import os
+import shutil
+import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -78,14 +82,23 @@ def _read_array(path: Path) -> np.ndarray:
         if isinstance(content, np.ndarray):
             return content
         with content:
-            arrays = [content[name] for name in content.files[:2]]
+            members = content.zip.namelist()
+            if len(members) == 1:
+                return _unpacked(content.zip, members[0])
     except Exception as error:  # whatever numpy, zipfile and zlib raise for a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} cannot be read ({reason}): expected {FORMAT}") from None
-    if len(arrays) != 1:
-        count = "several arrays" if arrays else "no array"
-        raise ValueError(f"{path} holds {count}: expected {FORMAT}")
-    return arrays[0]
+    count = "several arrays" if members else "no array"
+    raise ValueError(f"{path} holds {count}: expected {FORMAT}")
+
+
+def _unpacked(archive: zipfile.ZipFile, member: str) -> np.ndarray:
+    """Return an array of an archive, from a temporary file: all samples may outgrow the memory."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "array.npy"
+        with archive.open(member) as packed, open(path, "wb") as file:
+            shutil.copyfileobj(packed, file, 2**20)
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # the map outlives the file's name
 
 
 def _open_folder(folder: Path, shape: tuple[int, ...]) -> Predictions:
