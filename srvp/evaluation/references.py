@@ -29,7 +29,6 @@ Predictor = Callable[[Clips, list[int]], Iterator[Tensor]]
 BLUR = 5  # pixels of a frame of 64x64: the standard deviation of the blurred copy
 NOISE = 0.1  # standard deviation of the noisy control
 JITTER = 2  # pixels, at most, that the jittered control moves a frame by
-FUTURES = 100  # that the perfect mean is of
 PERFECT, PERFECT_MEAN = "perfect model", "perfect mean"
 # An exact frame would score 100 dB. It counts as one that a good decoder draws.
 PSNR_CAPS = {PERFECT: 25.0, PERFECT_MEAN: 25.0}
@@ -114,30 +113,38 @@ def perfect_predictors(
 ) -> dict[str, Predictor]:
     """Return the perfect model and its mean, if the test set was simulated.
 
-    Where nothing is random the perfect model is the truth, and has no mean of its own.
+    Where nothing is random the perfect model is the truth, and has no mean of its own; nor has it
+    if there is one sample.
     """
     model = perfect_model(experiment.data, project_root() / "data", videos, device)
     if model is None:
         return {}
     config, frames = experiment.evaluation, experiment.predicted_frames
+    means: dict[tuple[int, ...], Tensor] = {}  # of the clips that were predicted last
 
-    def futures(given: Clips, numbers: list[int], samples: int) -> Iterator[Tensor]:
-        known = given.frames.shape[1]
+    def sample(given: Clips, numbers: list[int]) -> Iterator[Tensor]:
+        known, total = given.frames.shape[1], 0
+        random = [generator(config.seed, n) for n in numbers]
         paths = [
-            model.draw_paths(n, known, frames, samples, generator(config.seed, n)) for n in numbers
+            model.draw_paths(n, known, frames, config.samples, g)
+            for n, g in zip(numbers, random, strict=True)
         ]
         chunk = max(1, config.frames_at_once // (frames * len(numbers)))
         for part in torch.stack(paths).split(chunk, dim=1):
-            yield model.render(numbers, part)
+            futures = model.render(numbers, part)
+            total = total + futures.sum(dim=1, keepdim=True)
+            yield futures
+        means.clear()
+        means[tuple(numbers)] = (total / config.samples).clamp(0, 1)
 
     def mean(given: Clips, numbers: list[int]) -> Iterator[Tensor]:
-        parts = futures(given, numbers, FUTURES)
-        yield sum(part.sum(dim=1, keepdim=True) for part in parts).div(FUTURES).clamp(0, 1)
+        if tuple(numbers) not in means:
+            for _ in sample(given, numbers):
+                pass
+        yield means[tuple(numbers)]
 
-    def sample(given: Clips, numbers: list[int]) -> Iterator[Tensor]:
-        return futures(given, numbers, config.samples)
-
-    return {PERFECT: sample} if model.deterministic else {PERFECT: sample, PERFECT_MEAN: mean}
+    has_mean = config.samples > 1 and not model.deterministic
+    return {PERFECT: sample, PERFECT_MEAN: mean} if has_mean else {PERFECT: sample}
 
 
 def reference_predictors(

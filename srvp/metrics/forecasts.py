@@ -48,7 +48,7 @@ class Ensemble:
     def restart(self) -> None:
         """Forget all samples, before those of another predictor."""
         count, frames = self.truth.shape[:2]
-        self.count = self.filled = self.ranked = self.pairs = 0
+        self.count = self.filled = self.ranked = self.pairs = self.neighbours = 0
         self.sum.zero_()
         # Sums over samples, or pairs: Euclidean distances of whole futures; of frames the
         # distances in the 1-norm, the squared Euclidean ones, and the shares of the ranks.
@@ -77,13 +77,14 @@ class Ensemble:
             self._add(self.energy, clip, *split_sums(squared.sum(dim=0).sqrt()))
             self._add(self.squared, clip, *split_sums(squared))
             # Pairs of neighbours are enough for a mean over thousands of pixels.
-            neighbours = (error - error.roll(1, dims=1)).abs_().sum(dim=(1, 2))
+            neighbours = (error[:, 1:] - error[:, :-1]).abs_().sum(dim=(1, 2))
             self._add(self.absolute, clip, error.abs_().sum(dim=(1, 2)), neighbours)
             if whole:
                 numbers = torch.stack([*self._numbers(x), squared.sum(dim=-1)])
                 self.ranks[clip, :, : n + 1] += rank_shares(numbers).mean(dim=1)
         self.count += n
         self.pairs += n * (n - 1) // 2
+        self.neighbours += n - 1
         self.ranked += whole
 
     @staticmethod
@@ -114,13 +115,17 @@ class Ensemble:
         mean = self.sum / count
         arrays = {
             "energy": (self.energy[0] / count - self.energy[1] / pairs / 2) / 255,
-            "crps": (self.absolute[0] - self.absolute[1] / 2) / count / pixels / 255,
+            "crps": self._crps() / pixels / 255,
             "variance": self.squared[1] / pairs / 2 / pixels / 255**2,
             "squared_error": (mean - self.truth).square().mean(dim=(-3, -2, -1)),
             "psnr": psnr(mean, self.truth).clamp(max=psnr_cap),
             "ranks": self.ranks[..., : min(self.count, GROUP) + 1] / self.ranked,
         }
         return {name: array.cpu().numpy() for name, array in arrays.items()}
+
+    def _crps(self) -> Tensor:
+        """Return the sum over the values of a frame `(B, F)`, up to 255."""
+        return self.absolute[0] / self.count - self.absolute[1] / max(self.neighbours, 1) / 2
 
 
 def _squared_distances(error: Tensor) -> Tensor:

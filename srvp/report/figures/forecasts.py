@@ -36,7 +36,7 @@ def reliability(forecasts: pd.DataFrame) -> Figure:
     ax.locator_params(axis="x", integer=True)
     ax.text(0.01, 0.03, "overconfident: futures too alike", transform=ax.transAxes, fontsize=7)
     ax.text(0.01, 0.97, "futures too different", transform=ax.transAxes, fontsize=7, va="top")
-    ax.legend(loc="lower right", ncols=columns)
+    upper.legend(loc="outside upper center", ncols=columns)
     panels = lower.subplots(rows, columns, sharey=True, squeeze=False)
     for name, ax in zip(names, panels.flat, strict=False):
         _bars(ax, forecasts, name, colors[name])
