@@ -350,6 +350,18 @@ def test_an_animation_moves_as_the_videos_do(examples):
             assert np.array_equal(cells[row].swapaxes(0, 1), [v[t, 0] for v in clip.values()])
 
 
+def test_labels_of_several_lines_stand_whole_above_the_videos(examples):
+    clip = figures.futures(examples, 0)
+    long = {f"SV2P\n{label}\nbest of 20": video for label, video in clip.items()}
+    one, several = (animation.Pages([videos], 3)[0] for videos in (clip, long))
+    taller = len(several) - len(one)
+    assert np.array_equal(several[animation.HEADER + taller :], one[animation.HEADER :])
+    ink = (several[: animation.HEADER + taller] < 128).any(axis=(1, 2))
+    rows = np.flatnonzero(ink)
+    assert rows[0] > 0 and rows[-1] < len(ink) - 1  # nothing is cut off
+    assert np.sum(np.diff(rows) > 1) >= 2  # three lines, with space between
+
+
 @pytest.mark.parametrize("samples", [3, 20])
 def test_futures_of_a_video_are_written_beside_what_follows(samples, tmp_path):
     """Two frames are given and four predicted; the video has only one of these."""
