@@ -220,10 +220,24 @@ def test_terms_of_a_loss_are_called_as_the_model_calls_them():
 
 @pytest.mark.filterwarnings("error")
 def test_first_steps_do_not_hide_the_later_ones():
-    history = pd.DataFrame({"step": range(100), "total": [1e6, *range(1, 100)], "kl": 0.0})
+    history = pd.DataFrame({"step": range(100), "total": [1e6, *range(1, 100)], "kl": 1.0})
     total, constant = figures.training_curves(history, {}).axes
     assert total.get_ylim() == (5, 99)
-    assert constant.get_ylim()[0] < 0 < constant.get_ylim()[1]
+    assert constant.get_ylim()[0] < 1 < constant.get_ylim()[1]
+
+
+def test_many_terms_of_a_loss_have_room_for_their_titles():
+    """Those of SAVP, which leaves out a term here: it is always 0."""
+    figures.use_style()
+    terms = [f"generator_term_of_a_long_name_{i}" for i in range(11)]
+    history = pd.DataFrame({"step": range(5), **dict.fromkeys(terms, 1.0), "off": 0.0})
+    figure = figures.training_curves(history, {})
+    assert [ax.get_title().replace("\n", " ") for ax in figure.axes] == [
+        term.replace("_", " ") for term in terms
+    ]
+    figure.canvas.draw()
+    boxes = [ax.title.get_window_extent() for ax in figure.axes]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 # Intervals.
