@@ -14,6 +14,7 @@ from srvp.report.comparison import (
     best_futures,
     frame_counts,
     joint_curves,
+    joint_forecasts,
     same_clips,
     system_labels,
 )
@@ -93,6 +94,11 @@ def test_models_of_another_number_of_samples_than_most_are_marked(runs):
     write_results(runs / "fifth", samples=3, dataset="videos", fifth=FIRST)
     assert names("own", "fourth", "fifth") == ["own", "fourth", "fifth (best of 3)"]
     assert names("own", "fifth") == ["own (1 sample)", "fifth"]
+    both = {"perfect_model": FIRST, "black_frame": BLACK}
+    write_results(runs / "many", samples=9, dataset="kth", many=FIRST, **both)
+    write_results(runs / "few", samples=3, dataset="kth", few=FIRST, **both)
+    marked = ["many", "few (best of 3)", "perfect model", "perfect model (best of 3)"]
+    assert [name for name in names("many", "few") if name != "black frame"] == marked
 
 
 def test_rows_of_papers_are_those_of_the_same_data_set_and_frames(runs):
@@ -226,3 +232,47 @@ def test_the_figure_has_every_row_with_its_interval(runs):
 def test_an_experiment_without_results_is_named(runs):
     with pytest.raises(FileNotFoundError, match=r"third/protocol.json is missing: run 03_evaluate"):
         results_table([runs / "first", runs / "third"], PAPER)
+
+
+# What all samples of a clip are worth together.
+
+
+def forecast_rows(name, ratio):
+    """Rows of `forecasts.csv`: a spread that is `ratio` of the error, flat ranks, five samples."""
+    frames = [
+        (m, f, v) for f in (6, 7) for m, v in (("spread_skill", ratio), ("psnr_of_mean", 15.0))
+    ]
+    ranks = [("rank_distance", r, 1 / 6) for r in range(6)]
+    best = [("best_of_psnr", n, 14.0 + n) for n in (1, 2, 5)]
+    table = pd.DataFrame(frames + ranks + best, columns=["measure", "at", "value"])
+    return table.assign(predictor=name, ci95=0.1)
+
+
+def test_runs_without_forecasts_are_left_out_and_references_come_once(runs):
+    assert joint_forecasts(runs, ["first", "second"]).empty  # results of an older version
+    for name in ("first", "second"):
+        rows = [forecast_rows(name, 0.8), forecast_rows("perfect model", 1.0)]
+        pd.concat(rows).to_csv(runs / name / "forecasts.csv", index=False)
+    joint = joint_forecasts(runs, ["first", "second"])
+    assert list(joint["predictor"].unique()) == ["first", "second", "perfect model"]
+    assert not joint.duplicated(["predictor", "measure", "at"]).any()
+
+
+def test_the_figure_of_reliability_shows_each_model_below_or_above_one():
+    names = {"sure": 0.5, "honest": 1.0, "perfect model": 1.02}
+    forecasts = pd.concat([forecast_rows(name, ratio) for name, ratio in names.items()])
+    curves, *bars = figures.reliability(forecasts).axes
+    drawn = {line.get_label(): line.get_ydata()[0] for line in curves.lines}
+    assert {name: drawn[name] for name in names} == names
+    assert curves.patches[0].get_height() == 1  # the region of the overconfident
+    assert [ax.get_title() for ax in bars] == list(names)
+    assert [bar.get_height() for bar in bars[0].patches] == pytest.approx([1 / 6] * 6)
+    assert curves.lines[2].get_color() == OTHERS  # no competitor
+
+
+def test_the_figure_of_best_of_n_shows_the_mean_of_all_samples_beside():
+    (ax,) = figures.best_of(forecast_rows("ours", 0.8)).axes
+    curve, mean = ax.lines
+    assert curve.get_xydata().tolist() == [[1, 15], [2, 16], [5, 19]]
+    assert set(mean.get_ydata()) == {15.0}
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "5"]

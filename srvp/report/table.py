@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from srvp.data.sets import SETS
-from srvp.evaluation.protocol import TRIVIAL
+from srvp.evaluation.references import PERFECT, REFERENCES
 from srvp.experiment import load_params
 from srvp.files import atomic_write, project_root
 from srvp.metrics.table import METRICS
@@ -63,9 +63,13 @@ def results_table(folders: list[Path], paper: Path) -> pd.DataFrame:
 
 
 def models_first(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Order a table's rows: those of models, then those of the trivial baselines."""
+    """Order a table's rows: those of models, then those of the reference predictors."""
+    order = {name: i for i, name in enumerate(REFERENCES)}
     return table.sort_values(
-        column, key=lambda names: names.isin(TRIVIAL), kind="stable", ignore_index=True
+        column,
+        key=lambda names: names.map(lambda name: order.get(name.split(" (best of")[0], -1)),
+        kind="stable",
+        ignore_index=True,
     )
 
 
@@ -76,9 +80,10 @@ def mark_other_counts(table: pd.DataFrame, column: str) -> pd.DataFrame:
         table: with the columns `dataset` and `samples`, the number of samples per clip.
         column: of the names.
     """
-    models = ~table[column].isin(TRIVIAL)
+    models = ~table[column].isin(REFERENCES)
     usual = table[models].groupby("dataset")["samples"].agg(lambda counts: counts.mode().max())
-    other = models & (table["samples"] != table["dataset"].map(usual))
+    sampled = models | (table[column] == PERFECT)
+    other = sampled & (table["samples"] != table["dataset"].map(usual))
     marked = table[column] + " (" + table["samples"].map(sample_count) + ")"
     return table.assign(**{column: table[column].mask(other, marked)})
 
@@ -97,7 +102,8 @@ def _our_rows(folder: Path) -> pd.DataFrame:
     place = folder.relative_to(root) if folder.is_relative_to(root) else folder
     rows = []
     for predictor, values in read_results(folder / "metrics.json").items():
-        samples = 1 if predictor in TRIVIAL else evaluation["samples"]
+        many = predictor == PERFECT or predictor not in REFERENCES
+        samples = evaluation["samples"] if many else 1
         counts = f"{sample_count(samples)}, {data['test_videos']} videos"
         rows.append(
             {
