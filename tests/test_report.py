@@ -16,6 +16,7 @@ from srvp.report.comparison import (
     joint_curves,
     joint_forecasts,
     same_clips,
+    system_labels,
 )
 from srvp.report.figures.style import OTHERS, OURS
 from srvp.report.numbers import number
@@ -63,15 +64,41 @@ def runs(tmp_path):
 def test_our_rows_tell_their_numbers_protocol_and_run(runs):
     table = results_table([runs / "first", runs / "second"], PAPER)
     ours = table[table["folder"] != ""].set_index("model")
-    assert list(ours.index) == ["first", "second", "black frame"]  # the same black frame, once
-    assert ours.loc["first", "psnr"] == 14.0 and np.isnan(ours.loc["first", "fvd"])
+    first = "first (best of 2)"
+    assert list(ours.index) == [first, "second", "black frame"]  # the same black frame, once
+    assert ours.loc[first, "psnr"] == 14.0 and np.isnan(ours.loc[first, "fvd"])
     assert ours.loc["second", "fvd"] == 305.0
-    assert ours.loc["first", "setting"] == "5->25, best of 2, 2 videos"
+    assert ours.loc[first, "setting"] == "5->25, best of 2, 2 videos"
     assert ours.loc["black frame", "setting"] == "5->25, 1 sample, 2 videos"
     assert ours.loc["second", "folder"] == str(runs / "second")
     assert ours.loc["second", "videos"] == 2
     assert ours.loc["second", "source"] == "srvp 0.1.0, model.safetensors 01234567"
     assert ours.loc["second", "note"] == "the best of 4 samples"
+
+
+def test_models_of_another_number_of_samples_than_most_are_marked(runs):
+    """Within a data set; where no number is the most common, the largest counts."""
+    write_results(runs / "third", samples=2, third=FIRST)
+    write_results(runs / "own", samples=1, dataset="videos", own=FIRST)
+
+    def names(*folders):
+        ours = results_table([runs / folder for folder in folders], PAPER)
+        return list(ours.loc[ours["folder"] != "", "model"])
+
+    assert names("first", "second")[:2] == ["first (best of 2)", "second"]
+    marked = ["first", "second (best of 4)", "third", "black frame"]
+    assert names("first", "second", "third") == marked
+    assert list(joint_curves(runs, ["first", "second", "third"])["predictor"].unique()) == marked
+    assert names("first", "own") == ["first", "black frame", "own"]
+    write_results(runs / "fourth", samples=1, dataset="videos", fourth=FIRST)
+    write_results(runs / "fifth", samples=3, dataset="videos", fifth=FIRST)
+    assert names("own", "fourth", "fifth") == ["own", "fourth", "fifth (best of 3)"]
+    assert names("own", "fifth") == ["own (1 sample)", "fifth"]
+    both = {"perfect_model": FIRST, "black_frame": BLACK}
+    write_results(runs / "many", samples=9, dataset="kth", many=FIRST, **both)
+    write_results(runs / "few", samples=3, dataset="kth", few=FIRST, **both)
+    marked = ["many", "few (best of 3)", "perfect model", "perfect model (best of 3)"]
+    assert [name for name in names("many", "few") if name != "black frame"] == marked
 
 
 def test_rows_of_papers_are_those_of_the_same_data_set_and_frames(runs):
@@ -104,7 +131,7 @@ def test_experiments_on_the_same_clips_are_compared(runs):
     assert same_clips(runs, ["first", "third"]) == {}
     assert frame_counts(runs, "first") == (5, 25)
     curves = joint_curves(runs, ["first", "second"])
-    assert list(curves["predictor"].unique()) == ["first", "second", "black frame"]
+    assert list(curves["predictor"].unique()) == ["first (best of 2)", "second", "black frame"]
     assert not curves.duplicated(["predictor", "metric", "frame"]).any()
     assert len(curves) == 3 * 2 * 2
 
@@ -114,12 +141,15 @@ def test_best_futures_follow_the_truth(runs):
     for level, name in enumerate(["first", "second"], start=1):
         best = np.full((2, 3, 1, 64, 64), 100 * level, np.uint8)
         save_file({"truth": truth, "psnr.best": best}, runs / name / "examples.safetensors")
-    rows = best_futures(runs, ["first", "second"], 1, "psnr")
+    entries = {"first": {"model": {"name": "structvrnn"}}, "second": {"model": {"name": "sv2p"}}}
+    (runs / "params.yaml").write_text(json.dumps({"experiments": entries}))  # JSON is YAML
+    labels = system_labels(runs, ["first", "second"], runs / "params.yaml")
+    rows = best_futures(runs, labels, 1, "psnr")
     means = {label: video.mean(axis=(1, 2, 3)).tolist() for label, video in rows.items()}
     assert means == {
         "truth": [5, 6, 7, 8, 9],
-        "first": [5, 6, 100, 100, 100],
-        "second": [5, 6, 200, 200, 200],
+        "StructVRNN\nfirst\nbest of 2": [5, 6, 100, 100, 100],
+        "SV2P\nsecond\nbest of 4": [5, 6, 200, 200, 200],
     }
 
 
@@ -133,7 +163,7 @@ def test_markdown_leaves_missing_numbers_out(runs):
     table = results_table([runs / "first", runs / "second"], PAPER)
     lines = {line.split(" | ")[1]: line.split(" | ") for line in markdown(table).splitlines()}
     assert lines["model"][3:7] == ["PSNR (dB) ↑", "SSIM ↑", "LPIPS ↓", "FVD ↓"]
-    assert lines["**first**"][3:7] == ["14.00 ± 2.77", "0.5000 ± 0.0000", "", ""]
+    assert lines["**first (best of 2)**"][3:7] == ["14.00 ± 2.77", "0.5000 ± 0.0000", "", ""]
     assert lines["**second**"][6] == "305 ± 64"
     assert lines["SRVP"][2:7] == [
         "5 → 25 (20 predicted), best of 100",

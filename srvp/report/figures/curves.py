@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from itertools import cycle
+from math import ceil
+from textwrap import fill
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -51,19 +53,24 @@ def training_curves(history: pd.DataFrame, terms: Mapping[str, str]) -> Figure:
     The PSNR of single frames is dotted beside the validation PSNR.
 
     Args:
-        history: the rows of a run's curves, one column per quantity.
+        history: the rows of a run's curves, one column per quantity. Terms that are always 0, since
+            the model leaves them out, are not drawn.
         terms: how the model calls its terms (`ModelConfig.terms`), such as "KL of z (nats)".
             Others are called by their column's name.
     """
     frames = [name for name in history if name.startswith(PSNR_OF_FRAME)]
-    names = [name for name in history if name not in ("step", "lr", *frames)]
-    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
-    axes = figure.subplots(2, (len(names) + 1) // 2, sharex=True, squeeze=False)
+    left_out = {"step", "lr", *frames}
+    names = [name for name in history if name not in left_out and history[name].any()]
+    rows = max(2, ceil(len(names) / 4))
+    columns = ceil(len(names) / rows)
+    figure = Figure(figsize=(WIDTH, 1.7 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, squeeze=False)
     for name, ax in zip(names, axes.flat, strict=False):
         shown = history[["step", name]].dropna()
         ax.plot(shown["step"], shown[name], marker="." if len(shown) < 20 else None, lw=1)
-        title, _, unit = (TERMS | dict(terms)).get(name, name).partition(" (")
-        ax.set(title=title, ylabel=unit.removesuffix(")"))
+        called = (TERMS | dict(terms)).get(name, name.replace("_", " "))
+        title, _, unit = called.partition(" (")
+        ax.set(title=fill(title, 80 // columns), ylabel=unit.removesuffix(")"))
         settled = shown[name].iloc[len(shown) // 20 :]  # the first steps would hide the rest
         if name == "validation_psnr":
             _add_frames(ax, history, frames)
