@@ -88,7 +88,8 @@ def test_a_card_tells_the_checksum_and_the_scores(name):
     rows = {line.split("|")[1].strip(" *"): line for line in card.splitlines() if line[:1] == "|"}
     metrics = json.loads((folder / "metrics.json").read_text())
     table = pd.DataFrame.from_dict(metrics, orient="index")
-    for (predictor, scores), metric in product(table.iterrows(), METRICS):
+    computed = [metric for metric in METRICS if metric in table]
+    for (predictor, scores), metric in product(table.iterrows(), computed):
         assert f"| {number(scores, metric)} |" in rows[predictor], (predictor, metric)
 
 

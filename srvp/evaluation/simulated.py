@@ -1,12 +1,13 @@
-"""What states know: linear probes of quantities that the simulation of a video tells.
+"""Measures that simulated videos allow: their truth is known, and their pixels are 0 or 1.
 
-A probe is fitted to the states of some videos and judged by those of others. It reads what a linear
-map can: a state may know more, in another form.
+A linear probe tells what states know. It is fitted to the states of some videos and judged by those
+of others. It reads what a linear map can: a state may know more, in another form.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 
 class Probe(NamedTuple):
@@ -56,3 +57,13 @@ def held_out(states: np.ndarray, values: np.ndarray, fitted: int) -> tuple[Probe
     """
     probe = fit(states[:fitted], values[:fitted])
     return probe, r_squared(values[fitted:], probe.read(states[fitted:]))
+
+
+def wrong_pixels(x: Tensor, truth: Tensor) -> Tensor:
+    """Return the share of wrong pixels per frame, `(...)`: KVAE's measure (Fraccaro et al., 2017).
+
+    Args:
+        x: frames `(..., C, H, W)` in [0, 1]; a pixel above 1/2 counts as 1.
+        truth: of pixels 0 and 1; its shape may be one that broadcasts.
+    """
+    return ((x > 0.5) != (truth > 0.5)).float().mean(dim=(-3, -2, -1))
