@@ -218,6 +218,15 @@ def test_terms_of_a_loss_are_called_as_the_model_calls_them():
     assert figures.training_curves(history, {"total": "ELBO"}).axes[0].get_title() == "ELBO"
 
 
+def test_the_psnr_of_single_frames_is_drawn_beside_the_mean():
+    history = pd.DataFrame({"step": [1, 2], "lr": 0.1, "validation_psnr": [14.0, 15.0]})
+    history["validation_psnr_1"], history["validation_energy"] = [19.0, 20.0], [40.0, 38.0]
+    psnr, energy = figures.training_curves(history, {}).axes
+    assert [line.get_ydata().tolist() for line in psnr.lines] == [[14, 15], [19, 20]]
+    assert [text.get_text() for text in psnr.get_legend().texts] == ["1"]
+    assert energy.get_title() == "validation energy score"
+
+
 @pytest.mark.filterwarnings("error")
 def test_first_steps_do_not_hide_the_later_ones():
     history = pd.DataFrame({"step": range(100), "total": [1e6, *range(1, 100)], "kl": 0.0})

@@ -10,7 +10,13 @@ from safetensors.numpy import save_file
 
 from srvp.data.sets import SETS
 from srvp.report import figures
-from srvp.report.comparison import best_futures, frame_counts, joint_curves, same_clips
+from srvp.report.comparison import (
+    best_futures,
+    frame_counts,
+    joint_curves,
+    joint_forecasts,
+    same_clips,
+)
 from srvp.report.figures.style import OTHERS, OURS
 from srvp.report.numbers import number
 from srvp.report.table import (
@@ -196,3 +202,47 @@ def test_the_figure_has_every_row_with_its_interval(runs):
 def test_an_experiment_without_results_is_named(runs):
     with pytest.raises(FileNotFoundError, match=r"third/protocol.json is missing: run 03_evaluate"):
         results_table([runs / "first", runs / "third"], PAPER)
+
+
+# What all samples of a clip are worth together.
+
+
+def forecast_rows(name, ratio):
+    """Rows of `forecasts.csv`: a spread that is `ratio` of the error, flat ranks, five samples."""
+    frames = [
+        (m, f, v) for f in (6, 7) for m, v in (("spread_skill", ratio), ("psnr_of_mean", 15.0))
+    ]
+    ranks = [("rank_distance", r, 1 / 6) for r in range(6)]
+    best = [("best_of_psnr", n, 14.0 + n) for n in (1, 2, 5)]
+    table = pd.DataFrame(frames + ranks + best, columns=["measure", "at", "value"])
+    return table.assign(predictor=name, ci95=0.1)
+
+
+def test_runs_without_forecasts_are_left_out_and_references_come_once(runs):
+    assert joint_forecasts(runs, ["first", "second"]).empty  # results of an older version
+    for name in ("first", "second"):
+        rows = [forecast_rows(name, 0.8), forecast_rows("perfect model", 1.0)]
+        pd.concat(rows).to_csv(runs / name / "forecasts.csv", index=False)
+    joint = joint_forecasts(runs, ["first", "second"])
+    assert list(joint["predictor"].unique()) == ["first", "second", "perfect model"]
+    assert not joint.duplicated(["predictor", "measure", "at"]).any()
+
+
+def test_the_figure_of_reliability_shows_each_model_below_or_above_one():
+    names = {"sure": 0.5, "honest": 1.0, "perfect model": 1.02}
+    forecasts = pd.concat([forecast_rows(name, ratio) for name, ratio in names.items()])
+    curves, *bars = figures.reliability(forecasts).axes
+    drawn = {line.get_label(): line.get_ydata()[0] for line in curves.lines}
+    assert {name: drawn[name] for name in names} == names
+    assert curves.patches[0].get_height() == 1  # the region of the overconfident
+    assert [ax.get_title() for ax in bars] == list(names)
+    assert [bar.get_height() for bar in bars[0].patches] == pytest.approx([1 / 6] * 6)
+    assert curves.lines[2].get_color() == OTHERS  # no competitor
+
+
+def test_the_figure_of_best_of_n_shows_the_mean_of_all_samples_beside():
+    (ax,) = figures.best_of(forecast_rows("ours", 0.8)).axes
+    curve, mean = ax.lines
+    assert curve.get_xydata().tolist() == [[1, 15], [2, 16], [5, 19]]
+    assert set(mean.get_ydata()) == {15.0}
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "5"]

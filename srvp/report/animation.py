@@ -26,6 +26,7 @@ HEADER = 22  # pixels
 SIZE = 128  # pixels: smaller frames are enlarged to this size
 BORDER, MARGIN = 2, 4  # pixels
 SHOWN = 12  # videos in a GIF or a picture of futures, at most
+FUTURES = (".mp4", ".gif", ".png")  # files of the futures of a video
 
 
 class Pages(Sequence):
@@ -90,7 +91,7 @@ def write_futures(futures: "Futures", out: Path) -> list[Path]:
     for i, sample in enumerate(futures.samples, start=1):
         videos[f"future {i}"] = np.concatenate([futures.given, sample])
     first = dict(list(videos.items())[:SHOWN])
-    paths = [out.with_suffix(suffix) for suffix in (".mp4", ".gif", ".png")]
+    paths = [out.with_suffix(suffix) for suffix in FUTURES]
     write_mp4(Pages(_wrapped(videos), given, SIZE if len(videos) <= SHOWN else SIZE // 2), paths[0])
     write_gif(Pages(_wrapped(first), given), paths[1])
     write_png(figures.sample_grid(first, given, figures.spread(given, total)), paths[2])

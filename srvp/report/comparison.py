@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
 
+from srvp.evaluation.forecasts import COLUMNS
 from srvp.report.table import models_first, read_results
 
 
@@ -39,6 +40,19 @@ def joint_curves(runs: Path, experiments: list[str]) -> pd.DataFrame:
     """Return the metrics frame by frame of some runs, then those of the baselines they share."""
     curves = pd.concat([pd.read_csv(runs / name / "curves.csv") for name in experiments])
     return models_first(curves.drop_duplicates(["predictor", "metric", "frame"]), "predictor")
+
+
+def joint_forecasts(runs: Path, experiments: list[str]) -> pd.DataFrame:
+    """Return the rows of `forecasts.csv` of some runs, then those of the predictors they share.
+
+    Runs that were evaluated without the energy score, or by an older version, have none.
+    """
+    files = [runs / name / "forecasts.csv" for name in experiments]
+    tables = [pd.read_csv(file) for file in files if file.is_file()]
+    if not tables:
+        return pd.DataFrame(columns=COLUMNS)
+    forecasts = pd.concat(tables).drop_duplicates(["predictor", "measure", "at"])
+    return models_first(forecasts, "predictor")
 
 
 def best_futures(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from srvp.data.sets import SETS
-from srvp.evaluation.protocol import TRIVIAL
+from srvp.evaluation.references import PERFECT, REFERENCES
 from srvp.experiment import load_params
 from srvp.files import atomic_write, project_root
 from srvp.metrics.table import METRICS
@@ -60,9 +60,13 @@ def results_table(folders: list[Path], paper: Path) -> pd.DataFrame:
 
 
 def models_first(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Order a table's rows: those of models, then those of the trivial baselines."""
+    """Order a table's rows: those of models, then those of the reference predictors."""
+    order = {name: i for i, name in enumerate(REFERENCES)}
     return table.sort_values(
-        column, key=lambda names: names.isin(TRIVIAL), kind="stable", ignore_index=True
+        column,
+        key=lambda names: names.map(lambda name: order.get(name, -1)),
+        kind="stable",
+        ignore_index=True,
     )
 
 
@@ -75,7 +79,8 @@ def _our_rows(folder: Path) -> pd.DataFrame:
     place = folder.relative_to(root) if folder.is_relative_to(root) else folder
     rows = []
     for predictor, values in read_results(folder / "metrics.json").items():
-        samples = 1 if predictor in TRIVIAL else evaluation["samples"]
+        many = predictor == PERFECT or predictor not in REFERENCES
+        samples = evaluation["samples"] if many else 1
         counts = f"{'1 sample' if samples == 1 else f'best of {samples}'}, {data['test_videos']}"
         rows.append(
             {

@@ -8,6 +8,7 @@ memory until the cell ends.
     frames.py     frames of videos
     curves.py     metrics frame by frame, and training
     intervals.py  metrics with their intervals: the table, the options of prediction
+    forecasts.py  what all samples are worth together
     states.py     the states of SRVP
     keypoints.py  the keypoints of StructVRNN
     readings.py   what states know of simulated videos
@@ -15,6 +16,10 @@ memory until the cell ends.
 
 from srvp.report.figures.curves import metric_curves as metric_curves
 from srvp.report.figures.curves import training_curves as training_curves
+from srvp.report.figures.forecasts import best_of as best_of
+from srvp.report.figures.forecasts import digit_tracks as digit_tracks
+from srvp.report.figures.forecasts import reliability as reliability
+from srvp.report.figures.forecasts import spread_and_error as spread_and_error
 from srvp.report.figures.frames import diversity_maps as diversity_maps
 from srvp.report.figures.frames import frame_rates as frame_rates
 from srvp.report.figures.frames import futures as futures
