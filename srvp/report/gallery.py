@@ -23,6 +23,7 @@ CAPTIONS = {
     "diversity": "Where the futures of one clip differ.",
     "frame_rates": "One future at several frame rates; frames between whole times in blue.",
     "prediction_options": "Metrics of the model under each option of prediction.",
+    "keypoints": "Keypoints over the frames, and where futures take them.",
     "content_exchange": "The motion of one clip with the content of another.",
     "blended_dynamics": "From the dynamics of one clip to those of another, with one content.",
     "residual_norms": "How far each frame moves the state, and around bounces.",

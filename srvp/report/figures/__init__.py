@@ -11,6 +11,7 @@ memory until the cell ends.
     forecasts.py  what all samples are worth together
     states.py     the states of SRVP
     keypoints.py  the keypoints of StructVRNN
+    readings.py   what states know of simulated videos
 """
 
 from srvp.report.figures.curves import metric_curves as metric_curves
@@ -30,6 +31,8 @@ from srvp.report.figures.intervals import results_table as results_table
 from srvp.report.figures.keypoints import distance_to_nearest as distance_to_nearest
 from srvp.report.figures.keypoints import keypoint_grid as keypoint_grid
 from srvp.report.figures.keypoints import keypoint_trajectories as keypoint_trajectories
+from srvp.report.figures.readings import over_time as over_time
+from srvp.report.figures.readings import readings as readings
 from srvp.report.figures.states import generative_model as generative_model
 from srvp.report.figures.states import residual_norms as residual_norms
 from srvp.report.figures.states import trajectories as trajectories
