@@ -451,4 +451,4 @@ def test_validation_takes_the_sample_that_is_best_over_all_frames(monkeypatch):
     assert "validation_psnr_5" not in found
     norms = [np.hypot(0.1, 0.001), np.hypot(0.01, 0.1), np.hypot(0.09, 0.099)]
     energy = np.sqrt(3 * 16 * 16) * ((norms[0] + norms[1]) / 2 - norms[2] / 2)
-    assert found["validation_energy"] == pytest.approx(energy, rel=1e-5)
+    assert found["validation_energy"] == pytest.approx(energy, rel=1e-4)  # sums of float32
