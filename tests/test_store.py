@@ -26,19 +26,29 @@ RUN = load_params(ROOT / "params.yaml")["run"]
 
 
 def test_a_pretrained_model_predicts_as_that_of_the_run(tiny, blobs, tmp_path):
-    """Its matrices have 11 significant bits, 5e-4; frames stay within two of 255 grey levels."""
+    """Its matrices have 8 bits: a weight moves by 1/254 of its channel's largest at most."""
     model = train(tiny, blobs, tmp_path / "run")
     path = publish(tmp_path / "run", tmp_path / "published")
     rounded, experiment = load_model(path)
     assert experiment == tiny
-    assert path.stat().st_size < 0.6 * (tmp_path / "run" / path.name).stat().st_size
+    assert path.stat().st_size < 0.4 * (tmp_path / "run" / path.name).stat().st_size
     assert {p.name for p in path.parent.iterdir()} == {"model.safetensors", "training.csv"}
     x = torch.rand(1, 5, 1, 64, 64, generator=generator())
     noise = model.draw_noise(3, 25, generator(1))
     with torch.inference_mode():
         frames, same = (m.predict(m.condition(x), 20, noise).x for m in (rounded, model))
     assert not torch.equal(frames, same)
-    torch.testing.assert_close(frames, same, atol=2 / 255, rtol=0)
+    assert (frames - same).abs().mean() < 1 / 255
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_bytes_are_within_half_a_step_of_a_channel(axis):
+    """Channels of very different size keep their precision, whatever axis they lie on."""
+    size = torch.tensor([1e-6, 1.0, 1e3, 0.0]).unflatten(0, (-1, *[1] * (3 - axis)))
+    matrix = torch.randn(4, 4, 3, 3, generator=generator()) * size
+    rounded, scale = store.to_bytes(matrix, axis)
+    assert scale.shape[axis] == 4 and scale.numel() == 4
+    assert ((rounded * scale - matrix).abs() <= 0.5001 * scale).all()
 
 
 def test_what_cannot_be_published_is_said(tiny, tmp_path):
@@ -46,9 +56,9 @@ def test_what_cannot_be_published_is_said(tiny, tmp_path):
         publish(tmp_path, tmp_path / "published")
     (tmp_path / "training.csv").touch()
     model = build_model(tiny.model, tiny.shape, seed=0)
-    model.p_z[0].weight.data[0, 0] = 1e5
+    model.p_z[0].weight.data[0, 0] = float("nan")
     save_model(model, tiny, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="has a weight of 100000.0, too large for 16 bits"):
+    with pytest.raises(ValueError, match=r"has weights that are no numbers: p_z\.0\.weight"):
         publish(tmp_path, tmp_path / "published")
 
 
