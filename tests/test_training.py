@@ -379,6 +379,8 @@ def test_the_moving_average_is_what_is_validated(tiny, blobs, monkeypatch):
 def test_videos_validated_together_score_as_each_alone(tiny, blobs):
     """Five videos, four at a time and one by one, with the same draws; float32: 1e-4 dB."""
     experiment = with_training(tiny, validation_videos=5, validation_samples=3)
+    evaluation = replace(tiny.evaluation, conditioning_frames=7)  # more than the model needs
+    experiment = replace(experiment, evaluation=evaluation)
     device = torch.device("cpu")
     run = Run(experiment, device)
     found = validation_scores(run.model, blobs.validation, experiment, device, at_once=4)
@@ -391,8 +393,8 @@ def test_videos_validated_together_score_as_each_alone(tiny, blobs):
         noise = run.model.draw_noise(3 * count, frames, generator)
         for i, x in enumerate(videos.frames.split(1)):
             own = type(noise)(*(part[3 * i : 3 * i + 3] for part in noise))
-            futures = run.model.predict(run.model.condition(x[:, :5]), frames - 5, own).x
-            best.append(psnr(futures, x[:, 5:]).mean(dim=1).max().item())
+            futures = run.model.predict(run.model.condition(x[:, :7]), frames - 7, own).x
+            best.append(psnr(futures, x[:, 7:]).mean(dim=1).max().item())
     assert together == pytest.approx(np.mean(best), abs=1e-4)
 
 
