@@ -25,6 +25,7 @@ KINDS = {  # config and size of frames
     "srvp": (SRVP, 64),
     "srvp_gru": (replace(SRVP, transition="gru"), 64),
     "srvp_without_z": (replace(SRVP, nz=0), 64),
+    "srvp_warp": (entry("warp_tiny"), 64),
     "svg": (entry("svg_tiny"), 64),
     "sv2p": (sv2p.Config(conditioning_frames=2, posterior_frames=8, beta=1e-3, nf=4), 64),
     "savp": (
