@@ -245,7 +245,7 @@ def main() -> None:
     speed.add_argument("--samples", type=int, default=100)
     speed.add_argument("--threads", type=int, default=torch.get_num_threads())
     speed.add_argument("--turns", type=int, default=3)
-    speed.add_argument("--frames-at-once", type=int, default=160)
+    speed.add_argument("--frames-at-once", type=int, default=1000, help="as in params.yaml")
     speed.set_defaults(run=compare_speed)
     memory = commands.add_parser("memory", help="of few and many videos and samples")
     memory.add_argument("--experiment", default="smmnist", help="whose model to take")

@@ -1,12 +1,14 @@
-"""How fast SRVP and SVG generate 20 frames, once the given frames are conditioned on.
+"""How fast SRVP, SV2P, SAVP and SVG generate 20 frames after the given ones.
 
     python benchmarks/generate.py --threads 1
     python benchmarks/generate.py --device cuda --futures 1 100
 
-SRVP unrolls states alone and then decodes all frames together; SVG is autoregressive through the
-image: it decodes a frame and encodes it again before it can go on to the next. Weights are random,
+SRVP unrolls states and then decodes all frames together. The others are autoregressive through the
+image: they read the frame that they have just drawn. SRVP and SVG take in the given frames before
+the clock starts; SV2P and SAVP draw them anew for each future, which counts. Weights are random,
 sizes are the published ones. SVG's decoders have skip connections always, SRVP's DCGAN as published
-has none: it is measured with them, for the same decoder, and without. The models take turns.
+has none: it is measured with them, for the same decoder, and without. SV2P and SAVP have networks
+of their own. The models take turns.
 """
 
 import argparse
@@ -23,11 +25,14 @@ from srvp.files import project_root
 from srvp.store import build_model
 
 FRAMES = 20
-# By decoder: experiment of params.yaml, and how the model differs from it. SVG is the last.
+# By decoder of SRVP and SVG: experiment of params.yaml, and how the model differs from it. SVG is
+# the last.
 DECODERS = {
     "DCGAN, nf 64": {
         "SRVP, as published: no skips": ("smmnist", {}),
         "SRVP": ("smmnist", {"skip_connections": True}),
+        "SV2P": ("sv2p_smmnist", {}),
+        "SAVP": ("savp_smmnist", {}),
         "SVG-LP": ("svg_smmnist", {}),
     },
     "VGG, nf 64": {

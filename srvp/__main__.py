@@ -5,6 +5,7 @@ again.
 """
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -19,11 +20,37 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**64:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 to {2**64 - 1}")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:  # nan is neither
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 0")
+    return value
+
+
+def _rate(text: str) -> float:
+    if not _number(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return _number(text)
+
+
 Argument = tuple[str, dict[str, Any]]  # name and settings of `add_argument`
 EXPERIMENT: Argument = ("experiment", {"help": "an entry of params.yaml"})
 PREPARED: Argument = ("--prepared", {"type": Path, "help": "default prepared/EXPERIMENT"})
 RESULTS: Argument = ("--out", {"type": Path, "help": "default runs/EXPERIMENT"})
 PRECISIONS = ["float32", "bfloat16"]
+# What a wrong or damaged input, or too small a machine, can raise.
+ERRORS = (
+    ValueError, OSError, ArithmeticError, RuntimeError, ImportError, MemoryError, EOFError
+)  # fmt: skip
 MODEL = "pretrained model or model file"
 
 ARGUMENTS: dict[str, list[Argument]] = {
@@ -35,7 +62,7 @@ ARGUMENTS: dict[str, list[Argument]] = {
         EXPERIMENT,
         PREPARED,
         RESULTS,
-        ("--minutes", {"type": float, "help": "stop after so many; the next call resumes"}),
+        ("--minutes", {"type": _number, "help": "stop after so many; the next call resumes"}),
     ],
     "evaluate": [
         EXPERIMENT,
@@ -61,16 +88,19 @@ ARGUMENTS: dict[str, list[Argument]] = {
         ("--experiment", {"required": True, "help": "its data and protocol, such as savp_kth"}),
         ("--out", {"type": Path, "help": "model file; default runs/EXPERIMENT/model.safetensors"}),
     ],
-    "videos": [("folder", {"type": Path})],
+    "videos": [
+        ("folder", {"type": Path}),
+        ("--experiment", {"help": "whose split to show; default: that of the default settings"}),
+    ],
     "predict": [
         ("video", {"type": Path, "help": "a video, a GIF or a folder of pictures"}),
         ("--model", {"required": True, "help": MODEL}),
         ("--given", {"type": _count, "help": "frames to give; default: the model's"}),
         ("--frames", {"type": _count, "default": 20, "help": "frames to predict (20)"}),
         ("--samples", {"type": _count, "default": 5, "help": "futures (5)"}),
-        ("--seed", {"type": int, "default": 1, "help": "of the futures (1)"}),
+        ("--seed", {"type": _seed, "default": 1, "help": "of the futures (1)"}),
         ("--crop", {"choices": ["center"], "help": "crop to a square before resizing"}),
-        ("--rate", {"type": float, "help": "frames per second to keep; default: all"}),
+        ("--rate", {"type": _rate, "help": "frames per second to keep; default: all"}),
         ("--device", {"default": "auto", "help": "auto, cpu, cuda or mps"}),
         ("--out", {"type": Path, "default": Path("futures.mp4"), "help": "(futures.mp4)"}),
     ],
@@ -107,7 +137,7 @@ def main() -> None:
         os._exit(130)  # at once: threads that read ahead would be waited for
     except BrokenPipeError:
         os._exit(1)
-    except (ValueError, OSError, ArithmeticError, RuntimeError, ImportError) as error:
+    except ERRORS as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         print(f"error: {lines[-1] if lines else type(error).__name__}", file=sys.stderr)
         sys.exit(2)

@@ -1,5 +1,6 @@
 """What each command does. Every function imports only what it needs."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,13 @@ def _model_file(given: str | None, default: Path | None = None) -> Path:
         return default
     is_name = "/" not in given and not given.endswith(".safetensors")
     return pretrained_file(given) if is_name and not Path(given).exists() else Path(given)
+
+
+def _keep(given: Path, suffixes: Sequence[str], out: Path) -> None:
+    """Make sure that results are not written over what was given, or into it."""
+    for path in (out.with_suffix(suffix) if suffix else out for suffix in suffixes):
+        if given.resolve() in (path.resolve(), *path.resolve().parents):
+            raise ValueError(f"{path} would overwrite {given}, or lie in it: choose another --out")
 
 
 def prepare(experiment: str, out: Path | None) -> None:
@@ -85,6 +93,7 @@ def score(predictions: Path, experiment: str, prepared: Path | None, out: Path) 
     from srvp.evaluation.predictions import evaluate_predictions
     from srvp.evaluation.results import metrics_table
 
+    _keep(predictions, ("",), out)
     settings = _experiment(experiment)
     videos = open_test(settings.data, _prepared(experiment, prepared))
     scores = evaluate_predictions(predictions, settings, videos, out)
@@ -118,11 +127,12 @@ def import_savp(folder: Path, experiment: str, out: Path | None) -> None:
     print(path)
 
 
-def videos(folder: Path) -> None:
+def videos(folder: Path, experiment: str | None) -> None:
     """List the videos of a folder: what is taken, what is left out, and why. Writes nothing."""
     from srvp.data.listing import listing
 
-    print(listing(folder))
+    split = _experiment(experiment).data.split if experiment else {}
+    print(listing(folder, **split))
 
 
 def predict(
@@ -139,9 +149,10 @@ def predict(
 ) -> None:
     """Predict futures of any video: writes an MP4, a GIF and a picture of them."""
     from srvp.evaluation.futures import predict_futures
-    from srvp.report.animation import write_futures
+    from srvp.report.animation import FUTURES, write_futures
     from srvp.store import load_model
 
+    _keep(video, FUTURES, out)
     network, experiment = load_model(_model_file(model), device)
     futures = predict_futures(
         network, experiment, video, given=given, frames=frames, samples=samples, seed=seed,

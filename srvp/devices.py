@@ -1,6 +1,7 @@
 """Where things are computed, and in which precision."""
 
 from contextlib import AbstractContextManager
+from functools import cache
 
 import torch
 
@@ -44,6 +45,18 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 def _has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return False
+    return device.type == "cpu" and instruction_set() in ("AMX", "AVX-512 with bfloat16")
+
+
+@cache
+def instruction_set() -> str:
+    """Return the widest instructions of the CPU that multiplications can use.
+
+    The variables `ATEN_CPU_CAPABILITY=avx2` and `ONEDNN_MAX_CPU_ISA=AVX2` make a wide processor
+    compute as a narrow one.
+    """
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return "AVX2"
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    return "AVX-512 with bfloat16" if torch.cpu._is_avx512_bf16_supported() else "AVX-512"

@@ -1,10 +1,11 @@
 """Files that are either whole or absent: atomic writes, checksums, the repository's root."""
 
+import glob
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT_VARIABLE = "SRVP_ROOT"
@@ -51,7 +52,8 @@ def _has_experiments(folder: Path) -> bool:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
 
-    A reader, or a run resumed after a kill, never meets a half-written file.
+    A reader, or a run resumed after a kill, never meets a half-written file. What a killed process
+    left of the same file is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,8 +61,25 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+            if not _is_running(left.name.split(".")[-2]):
+                with suppress(OSError):  # it may be somebody else's
+                    left.unlink()
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_running(process: str) -> bool:
+    """Tell whether there is a process of that number, or it cannot be known."""
+    if os.name != "posix" or not process.isdecimal():
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it belongs to somebody else
+        return True
+    return True
 
 
 def write_json(path: Path, value: object) -> None:

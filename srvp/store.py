@@ -20,6 +20,7 @@ from srvp.models.interface import ModelConfig, VideoModel, VideoShape
 MODEL_FILE = "model.safetensors"
 CURVES_FILE = "training.csv"
 CARD_FILE = "README.md"
+SCALE = ":scale"  # ends the name of a scale in a model file
 
 
 def build_model(config: ModelConfig, shape: VideoShape, seed: int) -> VideoModel:
@@ -30,23 +31,33 @@ def build_model(config: ModelConfig, shape: VideoShape, seed: int) -> VideoModel
 
 
 def save_model(
-    model: VideoModel,
-    experiment: Experiment,
-    path: Path,
-    matrices: torch.dtype = torch.float32,
+    model: VideoModel, experiment: Experiment, path: Path, in_bytes: bool = False
 ) -> None:
     """Write weights and the whole experiment into one safetensors file, atomically.
 
-    Weights of more than one dimension are rounded to the type `matrices`.
+    With `in_bytes`, weights of more than one dimension are stored as int8 and a scale per channel.
     """
     # One entry: safetensors writes several in random order, and equal models would differ.
     metadata = {"experiment": json.dumps({experiment.name: to_entry(experiment)})}
-    weights = {
-        name: (tensor.to(matrices) if tensor.ndim > 1 else tensor).contiguous()
-        for name, tensor in model.state_dict().items()
-    }
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    if in_bytes:
+        transposed = {
+            f"{name}.weight"
+            for name, layer in model.named_modules()
+            if isinstance(layer, torch.nn.ConvTranspose2d)
+        }
+        for name in [name for name, tensor in weights.items() if tensor.ndim > 1]:
+            rounded = to_bytes(weights[name], channels=1 if name in transposed else 0)
+            weights[name], weights[name + SCALE] = rounded
     with atomic_write(path) as temporary:
         save_file(weights, temporary, metadata)
+
+
+def to_bytes(matrix: torch.Tensor, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round a tensor to int8 times a scale for each index of the axis `channels`."""
+    others = [axis for axis in range(matrix.ndim) if axis != channels]
+    scale = matrix.abs().amax(dim=others, keepdim=True).clamp(min=1e-30) / 127
+    return (matrix / scale).round().to(torch.int8), scale
 
 
 def load_model(path: Path, device: str = "cpu") -> tuple[VideoModel, Experiment]:
@@ -64,7 +75,12 @@ def load_model(path: Path, device: str = "cpu") -> tuple[VideoModel, Experiment]
     try:
         with safe_open(path, "pt") as file:
             entries = json.loads(file.metadata()["experiment"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        weights = {
+            name: tensor * stored[name + SCALE] if name + SCALE in stored else tensor
+            for name, tensor in stored.items()
+            if not name.endswith(SCALE)
+        }
         name, entry = next(iter(entries.items()))
         experiment = from_entry(name, current_entry(entry))
         model = build_model(experiment.model, experiment.shape, seed=0)
@@ -145,9 +161,9 @@ def load_pretrained(name: str, device: str = "cpu") -> tuple[VideoModel, Experim
 def publish(run: Path, folder: Path) -> Path:
     """Copy the model and the curves of a run to a folder of `pretrained/`; return the model's file.
 
-    Matrices are rounded to 16 bits, half the size; vectors, such as the statistics of batch norm,
-    keep 32. Loading makes them float32 again. Still to do by hand: the card, and `dvc add` and
-    `dvc push` of the weights.
+    Matrices are rounded to 8 bits with a scale per channel, a quarter of the size; vectors, such as
+    the statistics of batch norm, keep 32. Loading makes them float32 again. Still to do by hand:
+    the card, and `dvc add` and `dvc push` of the weights.
 
     Args:
         run: folder of the run.
@@ -155,16 +171,16 @@ def publish(run: Path, folder: Path) -> Path:
 
     Raises:
         FileNotFoundError: the run has no model, or no curves.
-        ValueError: a weight is too large for 16 bits.
+        ValueError: a weight is no number.
     """
     curves = run / CURVES_FILE
     if not curves.is_file():
         raise FileNotFoundError(f"{curves} is missing: train the model first")
     model, experiment = load_model(run / MODEL_FILE)
-    largest = max(weight.abs().max().item() for weight in model.parameters())
-    if not largest <= torch.finfo(torch.float16).max:
-        raise ValueError(f"{run / MODEL_FILE} has a weight of {largest}, too large for 16 bits")
-    save_model(model, experiment, folder / MODEL_FILE, matrices=torch.float16)
+    broken = [name for name, weight in model.state_dict().items() if not weight.isfinite().all()]
+    if broken:
+        raise ValueError(f"{run / MODEL_FILE} has weights that are no numbers: {broken[0]}")
+    save_model(model, experiment, folder / MODEL_FILE, in_bytes=True)
     with atomic_write(folder / CURVES_FILE) as temporary:
         shutil.copy(curves, temporary)
     return folder / MODEL_FILE

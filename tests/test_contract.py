@@ -28,8 +28,9 @@ from srvp.data.config import DataConfig
 from srvp.experiment import EvaluationConfig, Experiment, OptimizerConfig, TrainingConfig
 from srvp.models.interface import Clips
 from srvp.store import build_model
+from srvp.training.loop import read_checkpoint
 from srvp.training.run import Run, rate_factor
-from srvp.training.validation import validation_psnr
+from srvp.training.validation import validation_scores
 
 # Three files, and a row in each of the two tables.
 ADDED = {
@@ -316,6 +317,69 @@ def test_each_optimizer_steps_by_its_own_rate_and_betas_and_by_the_rate_of_the_s
             torch.testing.assert_close(weights_of(run, group), expected, atol=5e-7, rtol=0)
 
 
+def test_a_step_has_the_gradients_of_its_own_clips(tmp_path):
+    """A run that was restored has none of the steps before."""
+    run, restored = start(), start()
+    run.update(random_clips(1))
+    run.save(tmp_path / "checkpoint.pt")
+    restored.restore(read_checkpoint(tmp_path / "checkpoint.pt", run.device))
+    for either in (run, restored):
+        either.update(random_clips(2))
+    assert torch.equal(gradient_of(run, "generator"), gradient_of(restored, "generator"))
+
+
+def test_a_row_has_the_means_of_the_steps_since_the_last_row():
+    """The discriminator's terms are means over fewer steps: it begins later. float32: 1e-6."""
+    each, together = (start(constant_steps=4, decay_steps=4) for _ in range(2))
+    rows = []
+    for step in range(1, FIRST_STEP + 3):
+        for run in (each, together):
+            run.update(random_clips(step))
+        rows.append(each.close_row())
+    first = together.close_row()
+    assert first["step"] == 5 and first["lr"] == 0.01 * 0.75
+    for name in first.keys() - {"step", "lr"}:
+        values = [row[name] for row in rows if name in row]
+        assert first[name] == pytest.approx(np.mean(values), rel=1e-6, abs=1e-7)
+    assert min(len([row for row in rows if name in row]) for name in first) == 3
+    for run in (each, together):
+        run.update(random_clips())
+    assert each.close_row() == together.close_row()
+
+
+def test_a_restored_run_goes_on_as_the_run_it_was(tmp_path):
+    """Between two rows, with a moving average and the best weights so far."""
+    run, restored = (start(ema=0.5, select_best=True) for _ in range(2))
+    for step in range(1, 4):
+        run.update(random_clips(step))
+    run.best = {"psnr": 20.0, "weights": {"w": torch.ones(1)}}
+    run.history.append({"step": 3, "validation_psnr": 20.0})
+    run.save(tmp_path / "checkpoint.pt")
+    restored.restore(read_checkpoint(tmp_path / "checkpoint.pt", run.device))
+    for either in (run, restored):
+        either.update(random_clips(4))
+        either.close_row()
+    assert restored.step == 4 and restored.history == run.history and restored.best == run.best
+    for model in ("model", "average"):
+        ours, theirs = (getattr(either, model).state_dict() for either in (restored, run))
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_randomness_is_drawn_for_the_step_it_is_used_in(monkeypatch):
+    """Steps count from 1: weights that rise, and frames that are given, depend on them."""
+    run, steps = start(), []
+    draw = run.model.draw_randomness
+
+    def watched(count, frames, step, random):
+        steps.append(step)
+        return draw(count, frames, step, random)
+
+    monkeypatch.setattr(run.model, "draw_randomness", watched)
+    for _ in range(3):
+        run.update(random_clips())
+    assert steps == [1, 2, 3]
+
+
 def test_clipping_bounds_the_norm_of_an_objective_and_keeps_its_direction():
     """PyTorch adds 1e-6 to the norm that it divides by: 1e-4 of these norms."""
     free = start()
@@ -379,5 +443,12 @@ def test_validation_takes_the_sample_that_is_best_over_all_frames(monkeypatch):
             return Clips(torch.zeros(count, frames, 3, 16, 16), torch.zeros(count, frames, 4))
 
     monkeypatch.setattr(run.model, "_predict", predict)
-    psnr = validation_psnr(run.model, Black(), run.experiment, run.device, at_once=1)
-    assert psnr == pytest.approx(40, abs=1e-4)
+    found = validation_scores(run.model, Black(), run.experiment, run.device, at_once=1)
+    # The first frame of the best sample has an error of 0.1, which is 20 dB. With D values in a
+    # frame, samples are sqrt(D) times their errors' norm from the truth, and from each other.
+    assert found["validation_psnr"] == pytest.approx(40, abs=1e-4)
+    assert found["validation_psnr_1"] == pytest.approx(20, abs=1e-4)
+    assert "validation_psnr_5" not in found
+    norms = [np.hypot(0.1, 0.001), np.hypot(0.01, 0.1), np.hypot(0.09, 0.099)]
+    energy = np.sqrt(3 * 16 * 16) * ((norms[0] + norms[1]) / 2 - norms[2] / 2)
+    assert found["validation_energy"] == pytest.approx(energy, rel=1e-4)  # sums of float32

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from srvp.models.parts.fast import patches, winograd
+from srvp.devices import instruction_set
+from srvp.models.parts.fast import choice, patches
 from srvp.models.parts.networks import DownConv, FromVector, ToVector, UpConv, UpToImage
 
 LAYERS = [
@@ -14,20 +15,43 @@ LAYERS = [
     (UpConv, (64, 64), (70, 64, 8, 8)),
     (UpConv, (16, 64), (2, 16, 4, 4)),
     (UpToImage, (64, 3), (3, 64, 8, 4)),
+    (UpToImage, (16, 1), (3, 16, 4, 8)),
     (ToVector, (24, 9), (3, 24, 4, 4)),
     (FromVector, (9, 24), (3, 9, 1, 1)),
 ]
 
 
+WAYS = {
+    "direct": choice.Rule(),
+    "Winograd": choice.Rule(winograd=64),
+    "products": choice.Rule(products=8),
+}
+
+
+@pytest.fixture
+def rule(monkeypatch):
+    """Let all convolutions follow a rule, whatever the processor."""
+
+    def follow(rule: choice.Rule) -> None:
+        types = (torch.float32, torch.bfloat16)
+        monkeypatch.setattr(choice, "RULES", {(instruction_set(), kind): rule for kind in types})
+
+    return follow
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("layer", "sizes", "shape"), LAYERS)
-def test_results_and_gradients_are_those_of_pytorch(layer, sizes, shape, bias, memory_format):
+def test_results_and_gradients_are_those_of_pytorch(
+    layer, sizes, shape, way, bias, memory_format, rule
+):
     """Against PyTorch's convolution in float64.
 
     Sums of up to 2,560 products in float32 (6e-8 each) and, for the weights, over as many positions
     again.
     """
+    rule(WAYS[way])
     torch.manual_seed(0)
     ours = layer(*sizes, bias).to(memory_format=memory_format)
     exact = type(ours).__bases__[0](*sizes, 4, ours.stride, ours.padding, bias=bias).double()
@@ -65,11 +89,14 @@ def test_products_of_patches_are_the_layers_that_meet_the_image(channels):
 
 @pytest.mark.parametrize(
     ("layer", "sizes", "shape"),
-    [(DownConv, (64, 128), (20, 64, 32, 32)), (UpConv, (128, 64), (20, 128, 16, 16))],
+    [(DownConv, (64, 128), (20, 64, 16, 16)), (UpConv, (128, 64), (20, 128, 8, 8))],
 )
-def test_bfloat16_rounds_by_per_cents(monkeypatch, layer, sizes, shape):
+@pytest.mark.parametrize(
+    ("way", "least", "most"), [("Winograd", 4e-3, 2.5e-2), ("products", 1e-3, 8e-3)]
+)
+def test_bfloat16_rounds_by_per_cents(rule, way, least, most, layer, sizes, shape):
     """Root mean squares: eight bits are 0.2 %, which the sums before and after add to."""
-    monkeypatch.setattr(winograd, "PRECISIONS", (torch.float32, torch.bfloat16))
+    rule(WAYS[way])
     torch.manual_seed(0)
     conv, x, results = layer(*sizes), torch.randn(shape, requires_grad=True), []
     grad = torch.randn(conv(x).shape)
@@ -79,11 +106,13 @@ def test_bfloat16_rounds_by_per_cents(monkeypatch, layer, sizes, shape):
         results.append((y, *torch.autograd.grad(y, [x, conv.weight], grad.to(y.dtype))))
     assert [result.dtype for result in results[0]] == [torch.bfloat16, x.dtype, x.dtype]
     for result, exact in zip(*results, strict=True):
-        assert 4e-3 < (result - exact).norm() / exact.norm() < 2.5e-2
+        assert least < (result - exact).norm() / exact.norm() < most
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("layer", [DownConv, UpConv])
-def test_frozen_weights_and_inputs_cost_no_gradient(layer):
+def test_frozen_weights_and_inputs_cost_no_gradient(layer, way, rule):
+    rule(WAYS[way])
     conv = layer(64, 64)
     x = torch.randn(32, 64, 8, 8, requires_grad=True)
     conv.weight.requires_grad_(False)

@@ -218,12 +218,35 @@ def test_terms_of_a_loss_are_called_as_the_model_calls_them():
     assert figures.training_curves(history, {"total": "ELBO"}).axes[0].get_title() == "ELBO"
 
 
+def test_the_psnr_of_single_frames_is_drawn_beside_the_mean():
+    history = pd.DataFrame({"step": [1, 2], "lr": 0.1, "validation_psnr": [14.0, 15.0]})
+    history["validation_psnr_1"], history["validation_energy"] = [19.0, 20.0], [40.0, 38.0]
+    psnr, energy = figures.training_curves(history, {}).axes
+    assert [line.get_ydata().tolist() for line in psnr.lines] == [[14, 15], [19, 20]]
+    assert [text.get_text() for text in psnr.get_legend().texts] == ["1"]
+    assert energy.get_title() == "validation energy score"
+
+
 @pytest.mark.filterwarnings("error")
 def test_first_steps_do_not_hide_the_later_ones():
-    history = pd.DataFrame({"step": range(100), "total": [1e6, *range(1, 100)], "kl": 0.0})
+    history = pd.DataFrame({"step": range(100), "total": [1e6, *range(1, 100)], "kl": 1.0})
     total, constant = figures.training_curves(history, {}).axes
     assert total.get_ylim() == (5, 99)
-    assert constant.get_ylim()[0] < 0 < constant.get_ylim()[1]
+    assert constant.get_ylim()[0] < 1 < constant.get_ylim()[1]
+
+
+def test_many_terms_of_a_loss_have_room_for_their_titles():
+    """Those of SAVP, which leaves out a term here: it is always 0."""
+    figures.use_style()
+    terms = [f"generator_term_of_a_long_name_{i}" for i in range(11)]
+    history = pd.DataFrame({"step": range(5), **dict.fromkeys(terms, 1.0), "off": 0.0})
+    figure = figures.training_curves(history, {})
+    assert [ax.get_title().replace("\n", " ") for ax in figure.axes] == [
+        term.replace("_", " ") for term in terms
+    ]
+    figure.canvas.draw()
+    boxes = [ax.title.get_window_extent() for ax in figure.axes]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 # Intervals.
@@ -348,6 +371,18 @@ def test_an_animation_moves_as_the_videos_do(examples):
         cells = page[animation.HEADER :].reshape(2, 140, 4, 140, 3)[:, 6:-6:2, :, 6:-6:2, 0]
         for row, clip in enumerate(clips):
             assert np.array_equal(cells[row].swapaxes(0, 1), [v[t, 0] for v in clip.values()])
+
+
+def test_labels_of_several_lines_stand_whole_above_the_videos(examples):
+    clip = figures.futures(examples, 0)
+    long = {f"SV2P\n{label}\nbest of 20": video for label, video in clip.items()}
+    one, several = (animation.Pages([videos], 3)[0] for videos in (clip, long))
+    taller = len(several) - len(one)
+    assert np.array_equal(several[animation.HEADER + taller :], one[animation.HEADER :])
+    ink = (several[: animation.HEADER + taller] < 128).any(axis=(1, 2))
+    rows = np.flatnonzero(ink)
+    assert rows[0] > 0 and rows[-1] < len(ink) - 1  # nothing is cut off
+    assert np.sum(np.diff(rows) > 1) >= 2  # three lines, with space between
 
 
 @pytest.mark.parametrize("samples", [3, 20])

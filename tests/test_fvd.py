@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 from perceptual_cases import REFERENCE, drifting_tiles, fetched
 
-from srvp.metrics.fvd import frechet_distance, fvd, fvd_embeddings, fvd_of_samples, jackknife
+from srvp.metrics.fvd import frechet_distance, fvd, fvd_embeddings, jackknife, of_samples
 from srvp.metrics.i3d import WEIGHTS, i3d_preprocess, load_i3d
 
 
@@ -152,10 +152,10 @@ def test_jackknife_written_out():
 def test_every_sample_of_all_videos_has_an_fvd_and_a_single_one_an_interval():
     random = np.random.RandomState(0)
     generated, real = random.standard_normal((60, 3, 4)), random.standard_normal((60, 4))
-    several = fvd_of_samples(generated, real, frames=20)
+    several = of_samples(generated, real, frames=20)
     assert [s.value for s in several] == [frechet_distance(generated[:, i], real) for i in range(3)]
     assert all(np.isnan(s.ci95) for s in several)
-    (single,) = fvd_of_samples(generated[:, :1], real, frames=20)
+    (single,) = of_samples(generated[:, :1], real, frames=20)
     assert single == fvd(generated[:, 0], real, 20, interval=True) and single.ci95 > 0
 
 

@@ -9,7 +9,7 @@ from conftest import ROOT, generator
 
 from srvp import models
 from srvp.experiment import load_experiment, model_config
-from srvp.models import kvae, savp, structvrnn, sv2p
+from srvp.models import kvae, structvrnn
 from srvp.models.interface import Clips, VideoShape
 from srvp.store import build_model
 
@@ -27,11 +27,8 @@ KINDS = {  # config and size of frames
     "srvp_without_z": (replace(SRVP, nz=0), 64),
     "srvp_warp": (entry("warp_tiny"), 64),
     "svg": (entry("svg_tiny"), 64),
-    "sv2p": (sv2p.Config(conditioning_frames=2, posterior_frames=8, beta=1e-3, nf=4), 64),
-    "savp": (
-        savp.Config(nz=2, conditioning_frames=2, kl_weight=0.1, ngf=2, nef=2, ndf=2, clip_length=4),
-        64,
-    ),
+    "sv2p": (entry("sv2p_tiny"), 32),
+    "savp": (replace(entry("savp_tiny"), clip_length=GIVEN - 1), 32),
     "structvrnn": (
         structvrnn.Config(conditioning_frames=5, beta=0.1, keypoints=2, nf=2, rnn_size=4),
         64,

@@ -13,10 +13,10 @@ from srvp.files import sha256
 from srvp.metrics.lpips import WEIGHTS, load_lpips
 from srvp.metrics.psnr import psnr
 from srvp.metrics.ssim import ssim
-from srvp.metrics.table import METRICS, Metric, fetch_weights, weights_provenance
+from srvp.metrics.table import METRICS, Metric, fetch_weights, kind, weights_provenance
 
 CPU = torch.device("cpu")
-PER_FRAME = [name for name, metric in METRICS.items() if metric.per_frame]
+PER_FRAME = kind(METRICS, "frames")
 
 
 @pytest.fixture(autouse=True)

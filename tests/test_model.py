@@ -33,9 +33,9 @@ def make(
         res_gain=1.2,
         euler_steps=euler_steps,
         obs_scale=0.5,
-        beta_y=1.0,
+        beta_y=3.0,
         beta_z=2.0,
-        l2_res=1.0,
+        l2_res=0.5,
     )
     model = build_model(config, VideoShape(channels), seed=0)
     # Settle the running statistics: fresh ones map every frame to nearly the same vector.
@@ -181,11 +181,15 @@ def test_loss_terms_against_their_definitions(x):
     nll = (((x - out.x) / 0.5) ** 2 / 2 + torch.tensor(0.5).log() + 0.9189385332).sum() / B
     torch.testing.assert_close(loss.nll, nll)
     q, p = out.q_z, out.p_z
+    torch.testing.assert_close(p.mean, model.prior(out.y[:, :-1]).mean)  # of the states before
     ratio = (q.stddev / p.stddev) ** 2
     kl_z = ((ratio + ((q.mean - p.mean) / p.stddev) ** 2 - 1 - ratio.log()) / 2).sum() / B
     torch.testing.assert_close(loss.kl_z, kl_z)
     torch.testing.assert_close(loss.residual, out.residuals.square().sum(-1).sqrt().sum() / B)
-    total = loss.nll + loss.kl_y + 2 * loss.kl_z + loss.residual
+    y = out.q_y
+    kl_y = (y.variance + y.mean**2 - 1 - y.variance.log()).sum() / 2 / B
+    torch.testing.assert_close(loss.kl_y, kl_y)
+    total = loss.nll + 3 * loss.kl_y + 2 * loss.kl_z + 0.5 * loss.residual
     torch.testing.assert_close(loss.total, total)
 
 
@@ -251,6 +255,32 @@ def test_prediction_follows_the_prior_where_no_frame_is_given(x):
     z = torch.cat([z, torch.full((B, 5, 4), 0.3)], dim=1)
     y, _ = model.rollout(given.state.q_y.mean + given.state.q_y.stddev * noise.y, z, 1)
     torch.testing.assert_close(predicted, y[:, T:])
+
+
+@pytest.mark.parametrize("asked", [{}, {"euler_steps": 3}])
+def test_prediction_step_by_step(x, asked):
+    """z_t takes the noise of frame t. Given frames take the training's steps, whatever is asked."""
+    model = make(euler_steps=2).eval()
+    given, noise = model.condition(x), model.draw_noise(B, T + 3, generator())
+    q_y, q_z, *_ = given.state
+    y = q_y.mean + q_y.stddev * noise.y
+    for t in range(T + 2):
+        p = model.prior(y)
+        mean, std = (q_z.mean[:, t], q_z.stddev[:, t]) if t < T - 1 else (p.mean, p.stddev)
+        z = mean + std * noise.z[:, t]
+        steps = 2 if t < T - 1 else asked.get("euler_steps", 2)
+        for _ in range(steps):
+            y = y + model.transition.f(torch.cat([y, z], dim=-1)) / steps
+        if t >= T - 1:
+            predicted = model.predict(given, 3, noise, **asked).y[:, t - T + 1]
+            torch.testing.assert_close(predicted, y, atol=1e-5, rtol=1e-4)
+
+
+def test_content_is_a_map_of_the_sum_over_frames(x):
+    model = make().eval()
+    h, _ = model.encode(x)
+    summed = sum(model.w_frame(h[:, t]) for t in range(3))
+    torch.testing.assert_close(model.infer_content(h[:, :3]), model.w_video(summed))
 
 
 def test_too_few_given_frames_are_refused(x):

@@ -11,7 +11,7 @@ from conftest import ROOT
 from PIL import Image
 
 from srvp.data.config import DataConfig
-from srvp.data.sets import mnist, moving_mnist
+from srvp.data.sets import mnist, moving_digits, moving_mnist
 from srvp.data.sets.moving_mnist import LIMIT, MAX_SPEED, MovingMNIST
 
 MNIST = ROOT / "data" / "mnist"
@@ -241,7 +241,7 @@ def test_batches_depend_only_on_their_number_and_differ():
     """Also across the border of the batches whose paths are drawn together."""
     digits, _ = mnist.load(MNIST, "test")
     source = MovingMNIST(torch.from_numpy(digits.copy()), deterministic=False)
-    border = moving_mnist.steps_at_once(torch.device("cpu"))[0]
+    border = moving_digits.steps_at_once(torch.device("cpu"))[0]
 
     def batches(seed: int, first: int, end: int) -> list[torch.Tensor]:
         return [clips.frames for clips in islice(source.batches(2, 3, seed, first), end - first)]
@@ -256,7 +256,7 @@ def test_batches_depend_only_on_their_number_and_differ():
 
 def test_batches_rendered_several_at_a_time_begin_at_any_step(monkeypatch):
     """As on a GPU."""
-    monkeypatch.setattr(moving_mnist, "steps_at_once", lambda device: (8, 4))
+    monkeypatch.setattr(moving_digits, "steps_at_once", lambda device: (8, 4))
     digits = torch.randint(256, (50, 28, 28), dtype=torch.uint8)
     source = MovingMNIST(digits, deterministic=False)
     whole = [clips.frames for clips in islice(source.batches(2, 3, seed=5), 12)]

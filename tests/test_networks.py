@@ -77,3 +77,34 @@ def test_stages_of_128_pixels_are_those_of_the_public_code_of_svg():
     """Their encoders have nf, 2nf, 4nf, 8nf and 8nf channels (edenton/svg, models/*_128.py)."""
     assert networks.stage_widths(64, 64) == [64, 128, 256, 512]
     assert networks.stage_widths(128, 64) == [64, 128, 256, 512, 512]
+
+
+def test_standard_deviations_are_softplus_and_never_zero():
+    """log(1 + exp(x)), which vanishes far below 0, and 1e-8, as in the authors' code."""
+    raw = torch.tensor([[0.5, -1.0, 2.0, 0.0, 3.0, -60.0]])
+    normal = networks.softplus_normal(raw)
+    assert torch.equal(normal.mean, raw[:, :3])
+    expected = torch.tensor([[2.0, 1 + torch.e**3, 1.0]]).log() + 1e-8
+    torch.testing.assert_close(normal.stddev, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("block", [networks.conv_down, networks.conv_up, networks.conv3])
+def test_batch_norm_in_the_weights_changes_nothing_but_rounding(block, bias):
+    """Without gradients, before and after the weights or the statistics change."""
+    torch.manual_seed(0)
+    layer = block(64, 64, bias)
+    x = torch.randn(32, 64, 8, 8)
+    layer(x)  # moves the statistics
+    layer.eval()
+    for change in (
+        lambda: None,
+        lambda: layer[0].weight.mul_(2),
+        lambda: layer[1].running_var.add_(1),
+    ):
+        with torch.no_grad():
+            change()
+        expected = layer(x).detach()
+        for context in (torch.no_grad, torch.inference_mode):
+            with context():
+                torch.testing.assert_close(layer(x), expected, rtol=0, atol=3e-6)

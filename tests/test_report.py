@@ -10,7 +10,14 @@ from safetensors.numpy import save_file
 
 from srvp.data.sets import SETS
 from srvp.report import figures
-from srvp.report.comparison import best_futures, frame_counts, joint_curves, same_clips
+from srvp.report.comparison import (
+    best_futures,
+    frame_counts,
+    joint_curves,
+    joint_forecasts,
+    same_clips,
+    system_labels,
+)
 from srvp.report.figures.style import OTHERS, OURS
 from srvp.report.numbers import number
 from srvp.report.table import (
@@ -57,15 +64,41 @@ def runs(tmp_path):
 def test_our_rows_tell_their_numbers_protocol_and_run(runs):
     table = results_table([runs / "first", runs / "second"], PAPER)
     ours = table[table["folder"] != ""].set_index("model")
-    assert list(ours.index) == ["first", "second", "black frame"]  # the same black frame, once
-    assert ours.loc["first", "psnr"] == 14.0 and np.isnan(ours.loc["first", "fvd"])
+    first = "first (best of 2)"
+    assert list(ours.index) == [first, "second", "black frame"]  # the same black frame, once
+    assert ours.loc[first, "psnr"] == 14.0 and np.isnan(ours.loc[first, "fvd"])
     assert ours.loc["second", "fvd"] == 305.0
-    assert ours.loc["first", "setting"] == "5->25, best of 2, 2 videos"
+    assert ours.loc[first, "setting"] == "5->25, best of 2, 2 videos"
     assert ours.loc["black frame", "setting"] == "5->25, 1 sample, 2 videos"
     assert ours.loc["second", "folder"] == str(runs / "second")
     assert ours.loc["second", "videos"] == 2
     assert ours.loc["second", "source"] == "srvp 0.1.0, model.safetensors 01234567"
     assert ours.loc["second", "note"] == "the best of 4 samples"
+
+
+def test_models_of_another_number_of_samples_than_most_are_marked(runs):
+    """Within a data set; where no number is the most common, the largest counts."""
+    write_results(runs / "third", samples=2, third=FIRST)
+    write_results(runs / "own", samples=1, dataset="videos", own=FIRST)
+
+    def names(*folders):
+        ours = results_table([runs / folder for folder in folders], PAPER)
+        return list(ours.loc[ours["folder"] != "", "model"])
+
+    assert names("first", "second")[:2] == ["first (best of 2)", "second"]
+    marked = ["first", "second (best of 4)", "third", "black frame"]
+    assert names("first", "second", "third") == marked
+    assert list(joint_curves(runs, ["first", "second", "third"])["predictor"].unique()) == marked
+    assert names("first", "own") == ["first", "black frame", "own"]
+    write_results(runs / "fourth", samples=1, dataset="videos", fourth=FIRST)
+    write_results(runs / "fifth", samples=3, dataset="videos", fifth=FIRST)
+    assert names("own", "fourth", "fifth") == ["own", "fourth", "fifth (best of 3)"]
+    assert names("own", "fifth") == ["own (1 sample)", "fifth"]
+    both = {"perfect_model": FIRST, "black_frame": BLACK}
+    write_results(runs / "many", samples=9, dataset="kth", many=FIRST, **both)
+    write_results(runs / "few", samples=3, dataset="kth", few=FIRST, **both)
+    marked = ["many", "few (best of 3)", "perfect model", "perfect model (best of 3)"]
+    assert [name for name in names("many", "few") if name != "black frame"] == marked
 
 
 def test_rows_of_papers_are_those_of_the_same_data_set_and_frames(runs):
@@ -98,7 +131,7 @@ def test_experiments_on_the_same_clips_are_compared(runs):
     assert same_clips(runs, ["first", "third"]) == {}
     assert frame_counts(runs, "first") == (5, 25)
     curves = joint_curves(runs, ["first", "second"])
-    assert list(curves["predictor"].unique()) == ["first", "second", "black frame"]
+    assert list(curves["predictor"].unique()) == ["first (best of 2)", "second", "black frame"]
     assert not curves.duplicated(["predictor", "metric", "frame"]).any()
     assert len(curves) == 3 * 2 * 2
 
@@ -108,12 +141,15 @@ def test_best_futures_follow_the_truth(runs):
     for level, name in enumerate(["first", "second"], start=1):
         best = np.full((2, 3, 1, 64, 64), 100 * level, np.uint8)
         save_file({"truth": truth, "psnr.best": best}, runs / name / "examples.safetensors")
-    rows = best_futures(runs, ["first", "second"], 1, "psnr")
+    entries = {"first": {"model": {"name": "structvrnn"}}, "second": {"model": {"name": "sv2p"}}}
+    (runs / "params.yaml").write_text(json.dumps({"experiments": entries}))  # JSON is YAML
+    labels = system_labels(runs, ["first", "second"], runs / "params.yaml")
+    rows = best_futures(runs, labels, 1, "psnr")
     means = {label: video.mean(axis=(1, 2, 3)).tolist() for label, video in rows.items()}
     assert means == {
         "truth": [5, 6, 7, 8, 9],
-        "first": [5, 6, 100, 100, 100],
-        "second": [5, 6, 200, 200, 200],
+        "StructVRNN\nfirst\nbest of 2": [5, 6, 100, 100, 100],
+        "SV2P\nsecond\nbest of 4": [5, 6, 200, 200, 200],
     }
 
 
@@ -127,7 +163,7 @@ def test_markdown_leaves_missing_numbers_out(runs):
     table = results_table([runs / "first", runs / "second"], PAPER)
     lines = {line.split(" | ")[1]: line.split(" | ") for line in markdown(table).splitlines()}
     assert lines["model"][3:7] == ["PSNR (dB) ↑", "SSIM ↑", "LPIPS ↓", "FVD ↓"]
-    assert lines["**first**"][3:7] == ["14.00 ± 2.77", "0.5000 ± 0.0000", "", ""]
+    assert lines["**first (best of 2)**"][3:7] == ["14.00 ± 2.77", "0.5000 ± 0.0000", "", ""]
     assert lines["**second**"][6] == "305 ± 64"
     assert lines["SRVP"][2:7] == [
         "5 → 25 (20 predicted), best of 100",
@@ -196,3 +232,47 @@ def test_the_figure_has_every_row_with_its_interval(runs):
 def test_an_experiment_without_results_is_named(runs):
     with pytest.raises(FileNotFoundError, match=r"third/protocol.json is missing: run 03_evaluate"):
         results_table([runs / "first", runs / "third"], PAPER)
+
+
+# What all samples of a clip are worth together.
+
+
+def forecast_rows(name, ratio):
+    """Rows of `forecasts.csv`: a spread that is `ratio` of the error, flat ranks, five samples."""
+    frames = [
+        (m, f, v) for f in (6, 7) for m, v in (("spread_skill", ratio), ("psnr_of_mean", 15.0))
+    ]
+    ranks = [("rank_distance", r, 1 / 6) for r in range(6)]
+    best = [("best_of_psnr", n, 14.0 + n) for n in (1, 2, 5)]
+    table = pd.DataFrame(frames + ranks + best, columns=["measure", "at", "value"])
+    return table.assign(predictor=name, ci95=0.1)
+
+
+def test_runs_without_forecasts_are_left_out_and_references_come_once(runs):
+    assert joint_forecasts(runs, ["first", "second"]).empty  # results of an older version
+    for name in ("first", "second"):
+        rows = [forecast_rows(name, 0.8), forecast_rows("perfect model", 1.0)]
+        pd.concat(rows).to_csv(runs / name / "forecasts.csv", index=False)
+    joint = joint_forecasts(runs, ["first", "second"])
+    assert list(joint["predictor"].unique()) == ["first", "second", "perfect model"]
+    assert not joint.duplicated(["predictor", "measure", "at"]).any()
+
+
+def test_the_figure_of_reliability_shows_each_model_below_or_above_one():
+    names = {"sure": 0.5, "honest": 1.0, "perfect model": 1.02}
+    forecasts = pd.concat([forecast_rows(name, ratio) for name, ratio in names.items()])
+    curves, *bars = figures.reliability(forecasts).axes
+    drawn = {line.get_label(): line.get_ydata()[0] for line in curves.lines}
+    assert {name: drawn[name] for name in names} == names
+    assert curves.patches[0].get_height() == 1  # the region of the overconfident
+    assert [ax.get_title() for ax in bars] == list(names)
+    assert [bar.get_height() for bar in bars[0].patches] == pytest.approx([1 / 6] * 6)
+    assert curves.lines[2].get_color() == OTHERS  # no competitor
+
+
+def test_the_figure_of_best_of_n_shows_the_mean_of_all_samples_beside():
+    (ax,) = figures.best_of(forecast_rows("ours", 0.8)).axes
+    curve, mean = ax.lines
+    assert curve.get_xydata().tolist() == [[1, 15], [2, 16], [5, 19]]
+    assert set(mean.get_ydata()) == {15.0}
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "5"]

@@ -13,59 +13,19 @@ from conftest import ROOT
 
 from srvp.data import TrainingVideos
 from srvp.data.sets.moving_mnist import MovingMNIST
-from srvp.experiment import Experiment, from_entry
+from srvp.experiment import Experiment, load_experiment
 from srvp.store import load_model, save_model
 from srvp.training.loop import train
 from srvp.training.run import Run
 
-MODELS = {
-    "sv2p": {
-        "name": "sv2p",
-        "nf": 2,
-        "conditioning_frames": 2,
-        "posterior_frames": 6,
-        "beta": 0.01,
-        "prior_steps": 4,
-        "kl_start": 8,
-        "kl_end": 12,
-        "sampling_k": 5.0,
-    },
-    "savp": {
-        "name": "savp",
-        "nz": 2,
-        "ngf": 2,
-        "nef": 2,
-        "ndf": 1,
-        "conditioning_frames": 2,
-        "clip_length": 4,
-        "kl_weight": 0.01,
-        "kl_start": 4,
-        "kl_end": 8,
-        "sampling_k": 5.0,
-    },
-}
-DATA = {"dataset": "smmnist", "channels": 1, "test_videos": 4, "test_frames": 8, "size": 32}
-TRAINING = {
-    "frames": 6,
-    "batch_size": 2,
-    "lr": 2e-4,
-    "betas": [0.5, 0.999],
-    "constant_steps": 8,
-    "decay_steps": 8,
-    "validation_interval": 8,
-    "validation_frames": 6,
-    "validation_videos": 2,
-    "validation_samples": 2,
-    "checkpoint_interval": 3,
-    "device": "cpu",
-    "precision": "float32",
-}
-EVALUATION = {"conditioning_frames": 2, "metrics": ["psnr"], "samples": 2}
+MODELS = ("sv2p", "savp")
 
 
 def experiment(name: str, **training) -> Experiment:
-    sections = {"data": DATA, "model": MODELS[name], "training": TRAINING | training}
-    return from_entry(f"{name}_test", {**sections, "evaluation": EVALUATION})
+    """The tiny experiment of params.yaml, on the CPU."""
+    tiny = load_experiment(ROOT / "params.yaml", f"{name}_tiny")
+    changes = {"device": "cpu", "validation_frames": tiny.training.frames} | training
+    return replace(tiny, training=replace(tiny.training, **changes))
 
 
 def blobs() -> TrainingVideos:
@@ -130,7 +90,8 @@ def test_a_step_in_bfloat16_costs_nearly_the_same(name: str) -> None:
     for precision in ("float32", "bfloat16"):
         run = Run(experiment(name, precision=precision), torch.device("cpu"))
         run.model.train()
-        run.update(blobs().train.draw(2, 6, torch.Generator().manual_seed(0)))
+        frames = run.config.frames
+        run.update(blobs().train.draw(2, frames, torch.Generator().manual_seed(0)))
         losses.append(torch.stack([v for k, v in run.sums.items() if k.endswith(("l1", "mse"))]))
     # bfloat16 has 8 bits; the frames themselves are moved in float32.
     torch.testing.assert_close(losses[0], losses[1], rtol=0.05, atol=0)

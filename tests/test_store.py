@@ -14,7 +14,7 @@ from conftest import ROOT, generator
 
 from srvp import __main__ as command_line
 from srvp import load_pretrained, store
-from srvp.experiment import load_experiment
+from srvp.experiment import load_experiment, load_params
 from srvp.files import sha256
 from srvp.metrics.table import METRICS
 from srvp.report.numbers import number
@@ -22,22 +22,33 @@ from srvp.store import build_model, load_model, publish, save_model
 from srvp.training.loop import train
 
 PRETRAINED = sorted(card.parent.name for card in (ROOT / "pretrained").glob("*/README.md"))
+RUN = load_params(ROOT / "params.yaml")["run"]
 
 
 def test_a_pretrained_model_predicts_as_that_of_the_run(tiny, blobs, tmp_path):
-    """Its matrices have 11 significant bits, 5e-4; frames stay within one of 255 grey levels."""
+    """Its matrices have 8 bits: a weight moves by 1/254 of its channel's largest at most."""
     model = train(tiny, blobs, tmp_path / "run")
     path = publish(tmp_path / "run", tmp_path / "published")
     rounded, experiment = load_model(path)
     assert experiment == tiny
-    assert path.stat().st_size < 0.6 * (tmp_path / "run" / path.name).stat().st_size
+    assert path.stat().st_size < 0.4 * (tmp_path / "run" / path.name).stat().st_size
     assert {p.name for p in path.parent.iterdir()} == {"model.safetensors", "training.csv"}
     x = torch.rand(1, 5, 1, 64, 64, generator=generator())
     noise = model.draw_noise(3, 25, generator(1))
     with torch.inference_mode():
         frames, same = (m.predict(m.condition(x), 20, noise).x for m in (rounded, model))
     assert not torch.equal(frames, same)
-    torch.testing.assert_close(frames, same, atol=1 / 255, rtol=0)
+    assert (frames - same).abs().mean() < 1 / 255
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_bytes_are_within_half_a_step_of_a_channel(axis):
+    """Channels of very different size keep their precision, whatever axis they lie on."""
+    size = torch.tensor([1e-6, 1.0, 1e3, 0.0]).unflatten(0, (-1, *[1] * (3 - axis)))
+    matrix = torch.randn(4, 4, 3, 3, generator=generator()) * size
+    rounded, scale = store.to_bytes(matrix, axis)
+    assert scale.shape[axis] == 4 and scale.numel() == 4
+    assert ((rounded * scale - matrix).abs() <= 0.5001 * scale).all()
 
 
 def test_what_cannot_be_published_is_said(tiny, tmp_path):
@@ -45,9 +56,9 @@ def test_what_cannot_be_published_is_said(tiny, tmp_path):
         publish(tmp_path, tmp_path / "published")
     (tmp_path / "training.csv").touch()
     model = build_model(tiny.model, tiny.shape, seed=0)
-    model.p_z[0].weight.data[0, 0] = 1e5
+    model.p_z[0].weight.data[0, 0] = float("nan")
     save_model(model, tiny, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="has a weight of 100000.0, too large for 16 bits"):
+    with pytest.raises(ValueError, match=r"has weights that are no numbers: p_z\.0\.weight"):
         publish(tmp_path, tmp_path / "published")
 
 
@@ -88,7 +99,8 @@ def test_a_card_tells_the_checksum_and_the_scores(name):
     rows = {line.split("|")[1].strip(" *"): line for line in card.splitlines() if line[:1] == "|"}
     metrics = json.loads((folder / "metrics.json").read_text())
     table = pd.DataFrame.from_dict(metrics, orient="index")
-    for (predictor, scores), metric in product(table.iterrows(), METRICS):
+    computed = [metric for metric in METRICS if metric in table]
+    for (predictor, scores), metric in product(table.iterrows(), computed):
         assert f"| {number(scores, metric)} |" in rows[predictor], (predictor, metric)
 
 
@@ -99,6 +111,14 @@ def test_scores_on_a_part_of_the_test_set_agree_with_those_of_the_card(name):
     part = json.loads((ROOT / "runs" / name / "metrics.json").read_text())[name]
     for metric in ("psnr", "ssim"):
         assert abs(part[metric] - full[metric]) <= part[f"{metric}_ci95"], metric
+
+
+@pytest.mark.parametrize("name", [name for name in RUN if name.startswith("sv2p")])
+def test_sv2p_beats_the_copied_last_frame_at_first(name):
+    """In the mean over the first five predicted frames of the test clips."""
+    curves = pd.read_csv(ROOT / "runs" / name / "curves.csv").query("metric == 'psnr'")
+    means = curves.groupby("predictor")["mean"].apply(lambda psnr: psnr.head(5).mean())
+    assert means[name] > means["copy last frame"] + 0.5  # dB
 
 
 @pytest.mark.parametrize("name", PRETRAINED)

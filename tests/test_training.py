@@ -13,17 +13,21 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
+from tqdm import tqdm
 
-from srvp.devices import pick_device
+from srvp.data import TrainingVideos
+from srvp.data.prepared import ClipSampler, PreparedVideos
+from srvp.devices import instruction_set, pick_device
 from srvp.experiment import to_entry
 from srvp.metrics.psnr import psnr
 from srvp.models.interface import Clips
-from srvp.models.parts.fast import winograd
+from srvp.models.parts.fast import choice, winograd
 from srvp.store import build_model, load_model, save_model
+from srvp.training import loop
 from srvp.training import run as runs
 from srvp.training.loop import obstacle_to_resuming, read_checkpoint, train
 from srvp.training.run import Run, rate_factor
-from srvp.training.validation import validation_psnr
+from srvp.training.validation import validation_scores
 
 
 def with_training(experiment, **changes):
@@ -180,15 +184,19 @@ def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(tiny,
     assert run.step == 5
 
 
-def test_the_best_validated_weights_are_kept_if_asked_for(tiny, blobs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_best_validated_weights_are_kept_if_asked_for(tiny, blobs, tmp_path, monkeypatch, ema):
+    """Those of the moving average, if that is what is validated."""
     scores = iter([10.0, 12.0, 11.0, 9.0])
-    monkeypatch.setattr(runs, "validation_psnr", lambda *args: next(scores))
+    monkeypatch.setattr(
+        runs, "validation_scores", lambda *args: {"validation_psnr": next(scores), "other": 0.0}
+    )
     experiment = with_training(
-        tiny, constant_steps=20, decay_steps=0, validation_interval=5, select_best=True
+        tiny, constant_steps=20, decay_steps=0, validation_interval=5, select_best=True, ema=ema
     )
     best = train(experiment, blobs, tmp_path / "best")
     shorter = with_training(experiment, constant_steps=10, select_best=False)
-    monkeypatch.setattr(runs, "validation_psnr", lambda *args: 0.0)
+    monkeypatch.setattr(runs, "validation_scores", lambda *args: {"validation_psnr": 0.0})
     same_weights(best, train(shorter, blobs, tmp_path / "shorter"))
 
 
@@ -282,6 +290,69 @@ def test_compile_auto_is_for_a_gpu(tiny):
     assert run.loss == run.model.loss and run.captured is None
 
 
+def test_validation_videos_that_are_too_short_are_found_before_training(tiny, tmp_path):
+    """The checkpoint of an earlier run is not touched."""
+    contents = {"names": ["a", "b"], "frames": [30, 24]}
+    videos = [{"name": n, "frames": f} for n, f in zip(*contents.values(), strict=True)]
+    manifest = {"videos": videos, "validation": [1], "clips": [], "clip_frames": 0}
+    np.save(tmp_path / "frames.npy", np.zeros((54, 1, 64, 64), np.uint8))
+    prepared = PreparedVideos(tmp_path, manifest | {"frame_step": 1, "notes": []})
+    folds = (prepared.training, prepared.validation)
+    sources = TrainingVideos(*(ClipSampler(prepared, fold) for fold in folds))
+    (tmp_path / "checkpoint.pt").write_bytes(b"of an earlier run")
+    message = "training.validation_frames is 25, but none of the 1 videos of .* has 25 frames"
+    with pytest.raises(ValueError, match=message):
+        train(tiny, sources, tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == b"of an earlier run"
+
+
+def test_each_fold_is_asked_for_the_clips_of_the_settings(tiny, blobs, tmp_path, monkeypatch):
+    """Batches of the training fold, from where the run is; validation clips of the other.
+
+    The model takes them in training mode.
+    """
+    asked, update = [], Run.update
+
+    def watched(run, clips):
+        assert run.model.training
+        update(run, clips)
+
+    monkeypatch.setattr(Run, "update", watched)
+
+    class Training:
+        def batches(self, *given, first):
+            asked.append((*given, first))
+            return blobs.train.batches(*given, first=first)
+
+    class Validation:
+        def draw(self, *given):
+            asked.append(given[:2])
+            return blobs.validation.draw(*given)
+
+    settings = {"frames": 7, "batch_size": 2, "seed": 3, "validation_frames": 9}
+    experiment = with_training(tiny, **settings, constant_steps=2, decay_steps=0)
+    videos = TrainingVideos(Training(), Validation())
+    train(experiment, videos, tmp_path)
+    assert asked == [(1, 9), (2, 7, 3, 0), (1, 9), (1, 9)]  # a first look, then two validations
+    del asked[:]
+    train(with_training(experiment, constant_steps=4), videos, tmp_path)
+    assert asked[:2] == [(1, 9), (2, 7, 3, 2)]
+
+
+def test_small_losses_are_shown(tiny, blobs, tmp_path, monkeypatch):
+    """SVG's and SV2P's are errors per pixel: the bar would show 0.0."""
+    shown = []
+
+    class Bar(tqdm):
+        def set_postfix(self, values, refresh):
+            shown.append(values["loss"])
+
+    monkeypatch.setattr(loop, "tqdm", Bar)
+    monkeypatch.setattr(Run, "close_row", lambda run: {"step": run.step, "total": 0.00123456})
+    train(with_training(tiny, constant_steps=1, decay_steps=0), blobs, tmp_path)
+    assert shown == ["0.001235"]
+
+
 def test_validation_leaves_training_as_it_was(tiny, blobs):
     run = Run(tiny, torch.device("cpu"))
     before = run.generator.get_state()
@@ -291,13 +362,29 @@ def test_validation_leaves_training_as_it_was(tiny, blobs):
     assert run.model.training
 
 
+def test_the_moving_average_is_what_is_validated(tiny, blobs, monkeypatch):
+    validated = []
+
+    def score(model, *args):
+        validated.append(model)
+        return {"validation_psnr": 0.0}
+
+    monkeypatch.setattr(runs, "validation_scores", score)
+    run = Run(with_training(tiny, ema=0.5), torch.device("cpu"))
+    run.validate(blobs.validation)
+    assert validated == [run.average] and run.average is not run.model
+
+
 @torch.no_grad()
 def test_videos_validated_together_score_as_each_alone(tiny, blobs):
     """Five videos, four at a time and one by one, with the same draws; float32: 1e-4 dB."""
     experiment = with_training(tiny, validation_videos=5, validation_samples=3)
+    evaluation = replace(tiny.evaluation, conditioning_frames=7)  # more than the model needs
+    experiment = replace(experiment, evaluation=evaluation)
     device = torch.device("cpu")
     run = Run(experiment, device)
-    together = validation_psnr(run.model, blobs.validation, experiment, device, at_once=4)
+    found = validation_scores(run.model, blobs.validation, experiment, device, at_once=4)
+    together = found["validation_psnr"]
     generator = torch.Generator().manual_seed(experiment.training.seed)
     frames, best = experiment.training.validation_frames, []
     run.model.eval()
@@ -306,8 +393,8 @@ def test_videos_validated_together_score_as_each_alone(tiny, blobs):
         noise = run.model.draw_noise(3 * count, frames, generator)
         for i, x in enumerate(videos.frames.split(1)):
             own = type(noise)(*(part[3 * i : 3 * i + 3] for part in noise))
-            futures = run.model.predict(run.model.condition(x[:, :5]), frames - 5, own).x
-            best.append(psnr(futures, x[:, 5:]).mean(dim=1).max().item())
+            futures = run.model.predict(run.model.condition(x[:, :7]), frames - 7, own).x
+            best.append(psnr(futures, x[:, 7:]).mean(dim=1).max().item())
     assert together == pytest.approx(np.mean(best), abs=1e-4)
 
 
@@ -341,9 +428,9 @@ def test_the_fast_path_learns_as_plain_float32_does(monkeypatch, tiny, blobs):
         precision = "bfloat16" if fast else "float32"
         run = Run(with_training(tiny, precision=precision), torch.device("cpu"))
         if fast:
-            monkeypatch.setattr(winograd, "NARROW", 4)
+            rules = {(instruction_set(), torch.bfloat16): choice.Rule(winograd=4)}
+            monkeypatch.setattr(choice, "RULES", rules)
             monkeypatch.setattr(winograd, "FEW", 1)
-            monkeypatch.setattr(winograd, "PRECISIONS", (torch.float32, torch.bfloat16))
         else:
             run.model.to(memory_format=torch.contiguous_format)
             plain = torch.optim.Adam(run.model.parameters(), fused=False, foreach=False)

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import video_files
+import yaml
+from conftest import ROOT
 from PIL import Image
 from raw_archives import configure
 from video_files import FRAMES, HEIGHT, INPUTS, WIDTH, video
@@ -353,6 +355,25 @@ def test_listing_is_a_command(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(sys, "argv", ["srvp", "videos", str(tmp_path)])
     main()
     assert capfd.readouterr().out.splitlines()[-1].startswith("1 videos: ")
+
+
+def test_listing_shows_the_split_of_an_experiment(tmp_path, monkeypatch, capfd):
+    """It would otherwise show other folds than those that are trained on."""
+    put(*(tmp_path / f"{i}.mp4" for i in range(20)))
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    split = {"dataset": "videos", "test_fraction": 0.4, "validation_fraction": 0.3, "seed": 7}
+    params["experiments"]["tiny"]["data"] |= split
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.setenv("SRVP_ROOT", str(tmp_path))
+    told = {}
+    for options in ([], ["--experiment", "tiny"]):
+        monkeypatch.setattr(sys, "argv", ["srvp", "videos", str(tmp_path), *options])
+        main()
+        lines = [line.split() for line in capfd.readouterr().out.splitlines()[1:]]
+        told[len(options)] = {line[0]: line[1] for line in lines if line[0].endswith(".mp4")}
+    del split["dataset"]
+    assert told[0] == {f"{i}.mp4": fold_of(f"{i}.mp4") for i in range(20)}
+    assert told[2] == {f"{i}.mp4": fold_of(f"{i}.mp4", **split) for i in range(20)} != told[0]
 
 
 # Reading and preparing

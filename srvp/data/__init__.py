@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
@@ -12,6 +12,9 @@ from srvp.data.config import DataConfig
 from srvp.data.prepared import ClipSampler, PreparedVideos
 from srvp.data.sets import SETS
 from srvp.models.interface import Clips
+
+if TYPE_CHECKING:
+    from srvp.data.sets.moving_mnist import PerfectModel
 
 
 class VideoSource(Protocol):
@@ -89,6 +92,24 @@ def open_test(config: DataConfig, folder: Path) -> PreparedVideos:
         videos.check_setting("test_videos", len(videos.clips), config.test_videos)
     videos.clips = videos.clips[: config.test_videos]
     return videos
+
+
+def perfect_model(
+    config: DataConfig, data_root: Path, videos: PreparedVideos, device: torch.device
+) -> "PerfectModel | None":
+    """Return the simulator of a test set, if it was simulated and its raw files are at hand.
+
+    Args:
+        config: of the data.
+        data_root: folder of all raw data, `data/`.
+        videos: the test set.
+        device: where to draw frames.
+    """
+    row = SETS[config.dataset]
+    raw, states = Path(data_root) / row.raw, videos.folder / "positions.npy"
+    if not (row.simulated and raw.is_dir() and states.is_file()):
+        return None
+    return _import_file(config).PerfectModel(raw, config, device)
 
 
 def _import_file(config: DataConfig) -> ModuleType:

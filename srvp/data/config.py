@@ -28,6 +28,8 @@ class DataConfig:
         if self.dataset not in SETS:
             raise ConfigError(f"dataset is {self.dataset!r}{suggest(self.dataset, SETS)}")
         self._check_against(SETS[self.dataset])
+        if self.seed >= 2**32:
+            raise ConfigError(f"seed is {self.seed}; expected at most {2**32 - 1}, for NumPy")
         if self.size & (self.size - 1):
             raise ConfigError(f"size is {self.size}; expected a power of two, such as 64 or 128")
         for key in ("crop", "frame_rate"):
@@ -43,6 +45,15 @@ class DataConfig:
                 f"test_fraction and validation_fraction are {self.test_fraction} and "
                 f"{self.validation_fraction}, which leaves no video to train on: lower them"
             )
+
+    @property
+    def split(self) -> dict[str, float]:
+        """Return what decides the folds of own videos, for `srvp.data.folders.search`."""
+        return {
+            "test_fraction": self.test_fraction,
+            "validation_fraction": self.validation_fraction,
+            "seed": self.seed,
+        }
 
     def _check_against(self, row: DataSet) -> None:
         if row.channels not in (None, self.channels):

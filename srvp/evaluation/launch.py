@@ -75,5 +75,5 @@ def _score_share(
     """Score every n-th batch: the share of one of n processes."""
     device, config = devices[rank], experiment.evaluation
     batches = list(batch_files(videos, config, partial).items())[rank :: len(devices)]
-    predictors = all_predictors(model.to(device), experiment)
+    predictors = all_predictors(model.to(device), experiment, videos)
     score_batches(dict(batches), predictors, videos, config, device, progress=False)

@@ -5,8 +5,9 @@
 Predictions are the frames after the given ones, for every clip of the prepared test set, in its
 order. They are
 
-- an `.npz` with one array, or an `.npy` (which is not read into memory at once): uint8, or floating
-  point in [0, 1], of shape `(N, S, F, C, H, W)`, or `(N, F, C, H, W)` for one sample per clip;
+- an `.npy`, or an `.npz` with one array, which is unpacked to a temporary file (in TMPDIR): uint8,
+  or floating point in [0, 1], of shape `(N, S, F, C, H, W)`, or `(N, F, C, H, W)` for one sample
+  per clip;
 - or a folder of N * S videos, files or folders of numbered images, in the order of the numbers in
   their names, the samples of a clip together: `0000.avi`, ... or `0000/00.avi`, ... Only lossless
   files hold the frames that were predicted.
@@ -15,6 +16,9 @@ N clips, S samples, F predicted frames.
 """
 
 import os
+import shutil
+import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,13 +30,8 @@ from torch import Tensor
 
 from srvp.data.prepared import PreparedVideos
 from srvp.devices import pick_device
-from srvp.evaluation.protocol import (
-    TRIVIAL,
-    Predictor,
-    evaluate,
-    partial_folder,
-    trivial_predictors,
-)
+from srvp.evaluation.protocol import evaluate, partial_folder
+from srvp.evaluation.references import REFERENCES, Predictor, reference_predictors
 from srvp.evaluation.results import Scores, digest, write_scores
 from srvp.experiment import Experiment
 from srvp.models.interface import Clips
@@ -83,14 +82,23 @@ def _read_array(path: Path) -> np.ndarray:
         if isinstance(content, np.ndarray):
             return content
         with content:
-            arrays = [content[name] for name in content.files[:2]]
+            members = content.zip.namelist()
+            if len(members) == 1:
+                return _unpacked(content.zip, members[0])
     except Exception as error:  # whatever numpy, zipfile and zlib raise for a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} cannot be read ({reason}): expected {FORMAT}") from None
-    if len(arrays) != 1:
-        count = "several arrays" if arrays else "no array"
-        raise ValueError(f"{path} holds {count}: expected {FORMAT}")
-    return arrays[0]
+    count = "several arrays" if members else "no array"
+    raise ValueError(f"{path} holds {count}: expected {FORMAT}")
+
+
+def _unpacked(archive: zipfile.ZipFile, member: str) -> np.ndarray:
+    """Return an array of an archive, from a temporary file: all samples may outgrow the memory."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "array.npy"
+        with archive.open(member) as packed, open(path, "wb") as file:
+            shutil.copyfileobj(packed, file, 2**20)
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # the map outlives the file's name
 
 
 def _open_folder(folder: Path, shape: tuple[int, ...]) -> Predictions:
@@ -126,7 +134,7 @@ def _open_folder(folder: Path, shape: tuple[int, ...]) -> Predictions:
 def evaluate_predictions(
     path: Path, experiment: Experiment, videos: PreparedVideos, out: Path
 ) -> dict[str, Scores]:
-    """Score the predictions of another program, and the trivial baselines, and write the results.
+    """Score the predictions of another program, and the reference predictors; write the results.
 
     Args:
         path: of the predictions.
@@ -135,7 +143,7 @@ def evaluate_predictions(
         out: folder for what `write_scores` writes; an evaluation that was killed resumes there.
 
     Returns:
-        Scores by predictor: `path` without its ending, then the baselines.
+        Scores by predictor: `path` without its ending, then the references.
 
     Raises:
         FileNotFoundError, ValueError: the predictions are missing, damaged, too few, or no frames.
@@ -143,15 +151,17 @@ def evaluate_predictions(
     path, frames = Path(path), experiment.predicted_frames
     name = path.resolve().name if path.is_dir() else path.stem
     name = os.fsencode(name).decode(errors="replace")  # tables are UTF-8
-    if name in TRIVIAL:
-        raise ValueError(f"{path} has the name of a predictor that learns nothing: rename it")
+    if name in REFERENCES:
+        raise ValueError(f"{path} has the name of a predictor of every table: rename it")
     predictions = open_predictions(path, (len(videos.clips), frames, videos.channels, *videos.size))
     config = replace(experiment.evaluation, samples=predictions.samples)
-    predictors = {name: _predictor(predictions), **trivial_predictors(frames)}
+    scored = replace(experiment, evaluation=config)
     device = pick_device(experiment.training.device)
+    references = reference_predictors(scored, videos, device)
     partial = partial_folder(out, digest(path), config, videos)
+    predictors = {name: _predictor(predictions), **references}
     scores = evaluate(predictors, videos, config, device, partial)
-    write_scores(scores, replace(experiment, evaluation=config), path, out)
+    write_scores(scores, scored, path, out)
     return scores
 
 

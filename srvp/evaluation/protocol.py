@@ -14,8 +14,9 @@ Shapes: B clips, S samples of each (s at a time), T frames, of which F are predi
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -30,34 +31,12 @@ from tqdm import tqdm
 
 from srvp import __version__
 from srvp.data.prepared import PreparedVideos
+from srvp.evaluation.references import PSNR_CAPS, Predictor, reference_predictors
 from srvp.evaluation.results import EXAMPLES, Scores, write_examples, write_scores
+from srvp.evaluation.scoring import Batch, load_metrics
 from srvp.experiment import EvaluationConfig, Experiment
-from srvp.metrics import fvd
-from srvp.metrics.table import METRICS, Against, fetch_weights
+from srvp.metrics.table import METRICS, kind
 from srvp.models.interface import Clips, VideoModel, generator
-
-# A predictor takes the given frames of clips and the clips' numbers. It yields their futures in
-# chunks of samples (B, s, F, C, H, W), so that all samples are never in memory together.
-Predictor = Callable[[Clips, list[int]], Iterator[Tensor]]
-
-# Predictors that learn nothing, to read other numbers against: on Stochastic Moving MNIST, where
-# nine pixels of ten are black, a black frame scores more than a model that misplaces the digits.
-# Each repeats one frame (B, 1, C, H, W), made of the given ones (B, T - F, C, H, W).
-TRIVIAL: dict[str, Callable[[Tensor], Tensor]] = {
-    "copy last frame": lambda given: given[:, -1:],
-    "mean frame": lambda given: given.mean(dim=1, keepdim=True),
-    "black frame": lambda given: torch.zeros_like(given[:, :1]),
-}
-
-
-def trivial_predictors(frames: int) -> dict[str, Predictor]:
-    """Return the predictors that learn nothing. Each has one sample, of `frames` frames."""
-
-    def predictor(make_frame: Callable[[Tensor], Tensor]) -> Predictor:
-        repeats = (-1, -1, frames, -1, -1, -1)
-        return lambda given, numbers: iter([make_frame(given.frames)[:, None].expand(repeats)])
-
-    return {name: predictor(make_frame) for name, make_frame in TRIVIAL.items()}
 
 
 def sampler(
@@ -89,98 +68,21 @@ def sampler(
     return predict
 
 
-def all_predictors(model: VideoModel, experiment: Experiment) -> dict[str, Predictor]:
-    """Return the model with each entry of `evaluation.predict`, and the trivial predictors.
+def all_predictors(
+    model: VideoModel, experiment: Experiment, videos: PreparedVideos
+) -> dict[str, Predictor]:
+    """Return the model with each entry of `evaluation.predict`, then the reference predictors.
 
     The model is put into evaluation mode.
     """
     # Convolutions are faster this way, on a CPU as on a GPU.
     model.eval().to(memory_format=torch.channels_last)
-    config = experiment.evaluation
-    frames = experiment.data.test_frames - config.conditioning_frames
+    config, frames = experiment.evaluation, experiment.predicted_frames
     samplers = [sampler(model, config, frames, options) for options in config.predict]
     names = model.config.option_names(experiment.name, config.predict)
-    return dict(zip(names, samplers, strict=True)) | trivial_predictors(frames)
-
-
-# Scoring a batch of clips.
-
-Metrics = tuple[dict[str, Against], fvd.I3D | None]  # metrics of frames; the network of FVD
-
-
-def load_metrics(config: EvaluationConfig, device: torch.device) -> Metrics:
-    """Return the metrics that a protocol asks for. Their weights are fetched, if they need any."""
-    if any(METRICS[name].weights for name in config.metrics):
-        fetch_weights(config.metrics)
-    # The file of a metric has a function `load`: see `srvp.metrics.table`.
-    files = {m: f"srvp.metrics.{METRICS[m].module}" for m in config.metrics if METRICS[m].per_frame}
-    metrics = {name: import_module(file).load(device) for name, file in files.items()}
-    compares_sets = len(metrics) < len(config.metrics)
-    return metrics, fvd.load(device, config.fvd_precision) if compares_sets else None
-
-
-class Batch:
-    """Some test clips, with uint8 frames, and what the metrics need of their true frames."""
-
-    def __init__(self, clips: Clips, config: EvaluationConfig, metrics: Metrics):
-        x, given = Clips(clips.frames.float() / 255, clips.actions), config.conditioning_frames
-        self.given, self.truth = x.until(given), x.after(given)
-        self.given_8bit, self.real = clips.frames[:, :given], None
-        per_frame, self.i3d = metrics
-        if self.i3d is not None:
-            self.real = fvd.fvd_embeddings(self.i3d, clips.frames).float()
-        self.compare = {name: against(self.truth) for name, against in per_frame.items()}
-        # The scores (B, S, F) get their memory now: small blocks laid between large ones with every
-        # chunk would keep the allocator from using the space of the large ones again.
-        shape = (len(self.truth), config.samples, self.truth.shape[1])
-        self.scores = {name: self.truth.new_empty(shape) for name in self.compare}
-
-    def score(self, samples: Iterator[Tensor]) -> dict[str, np.ndarray]:
-        """Score the futures of one predictor, in chunks `(B, s, F, C, H, W)`.
-
-        Returns:
-            For every metric of frames `samples/METRIC` `(B, S)`, means over the frames, and
-            `curves/METRIC` `(B, F)`, the best sample. For FVD `embeddings` of some samples,
-            `(B, min(S, FVD_REPEATS), 400)`.
-
-        Raises:
-            ValueError: futures have another shape than the true frames, or are not in [0, 1].
-        """
-        embeddings, count = [], 0
-        for chunk in samples:
-            self._check(chunk)
-            if self.i3d is not None and count < fvd.FVD_REPEATS:
-                wanted = chunk[:, : fvd.FVD_REPEATS - count]
-                embeddings.append(fvd.embed_futures(self.i3d, self.given_8bit, wanted))
-            first, count = count, count + chunk.shape[1]
-            for name, compare in self.compare.items():
-                self.scores[name][:, first:count] = compare(chunk)
-            del chunk  # before the next is sampled
-            if not self.compare and count >= fvd.FVD_REPEATS:
-                break  # FVD needs no more
-        arrays = {}
-        for name, scores in self.scores.items():
-            means = scores[:, :count].mean(dim=2)
-            best = means.argmin(dim=1) if METRICS[name].lower_is_better else means.argmax(dim=1)
-            arrays[f"samples/{name}"] = means.cpu().numpy()
-            arrays[f"curves/{name}"] = scores[torch.arange(len(best)), best].cpu().numpy()
-        if embeddings:
-            arrays["embeddings"] = torch.cat(embeddings, dim=1).float().numpy()
-        return arrays
-
-    def _check(self, samples: Tensor) -> None:
-        if samples.dim() != 6 or samples[:, :1].shape != self.truth[:, None].shape:
-            clips, *frames = self.truth.shape
-            raise ValueError(
-                f"predictions have shape {tuple(samples.shape)}, expected ({clips} clips, any "
-                f"samples, {', '.join(map(str, frames))})"
-            )
-        low, high = (bound.item() for bound in samples.aminmax())
-        if not (low >= 0 and high <= 1):  # NaN is neither
-            raise ValueError(
-                f"predicted frames range from {low:g} to {high:g}, expected [0, 1]: scale them; "
-                "if that is nan, the model diverged or the file is damaged"
-            )
+    device = next(model.parameters()).device
+    references = reference_predictors(experiment, videos, device)
+    return dict(zip(names, samplers, strict=True)) | references
 
 
 # Every finished batch is a file.
@@ -245,7 +147,7 @@ def score_batch(
     arrays = {} if batch.real is None else {"real": batch.real.numpy()}
     for i, (name, predict) in enumerate(predictors.items()):
         try:
-            scores = batch.score(predict(batch.given, numbers))
+            scores = batch.score(predict(batch.given, numbers), PSNR_CAPS.get(name, math.inf))
         except ValueError as error:
             raise ValueError(f"{name}, clips {numbers[0]}-{numbers[-1]}: {error}") from error
         arrays |= {f"{i}/{key}": array for key, array in scores.items()}
@@ -256,13 +158,16 @@ def scores_of(
     i: int, arrays: Mapping[str, np.ndarray], config: EvaluationConfig, frames: int
 ) -> Scores:
     """Return the scores of the i-th predictor from the arrays of all clips, of `frames` frames."""
-    metrics = [metric for metric in config.metrics if METRICS[metric].per_frame]
-    samples = {metric: arrays[f"{i}/samples/{metric}"] for metric in metrics}
-    curves = {metric: arrays[f"{i}/curves/{metric}"] for metric in metrics}
-    if len(metrics) == len(config.metrics):
-        return Scores(samples, curves)
-    embeddings = arrays[f"{i}/embeddings"]
-    return Scores(samples, curves, fvd.fvd_of_samples(embeddings, arrays["real"], frames))
+    own = {k.removeprefix(f"{i}/"): x for k, x in arrays.items() if k.startswith(f"{i}/")}
+
+    def under(name: str) -> dict[str, np.ndarray]:
+        return {k.removeprefix(name): x for k, x in own.items() if k.startswith(name)}
+
+    distances = {}
+    for metric in kind(config.metrics, "sets"):
+        module = import_module(f"srvp.metrics.{METRICS[metric].module}")
+        distances[metric] = module.of_samples(own["embeddings"], arrays["real"], frames)
+    return Scores(under("samples/"), under("curves/"), **distances, forecast=under("forecast/"))
 
 
 # Evaluations.
@@ -317,7 +222,7 @@ def evaluate_experiment(
     if not Path(source).exists():
         raise FileNotFoundError(f"{source} does not exist: name the file of the model")
     partial = partial_folder(out, model_digest(model), config, videos)
-    predictors = all_predictors(model, experiment)
+    predictors = all_predictors(model, experiment, videos)
     scores = evaluate(predictors, videos, config, device, partial)
     first = read_clips(videos, list(range(len(videos.clips)))[:EXAMPLES], device)
     name, given = experiment.name, config.conditioning_frames

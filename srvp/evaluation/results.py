@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +19,15 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from srvp import __version__
+from srvp.evaluation import forecasts
+from srvp.evaluation.forecasts import Forecast
 from srvp.experiment import Experiment, to_entry
 from srvp.files import atomic_write, sha256, write_json
+from srvp.metrics.forecasts import GROUP
 from srvp.metrics.fvd import FVD, FVD_REPEATS, JACKKNIFE_GROUPS
-from srvp.metrics.table import METRICS, weights_provenance
+from srvp.metrics.table import METRICS, kind, weights_provenance
 from srvp.models.interface import Clips
+from srvp.models.parts.fast import choice
 
 EXAMPLES = 8  # test clips whose futures figures show
 STUDENT_T = (12.706, 4.303, 3.182, 2.776)  # 97.5 % quantiles for 1 to 4 degrees of freedom
@@ -43,12 +47,18 @@ class Scores:
     samples: dict[str, np.ndarray]  # metric: (N, S) means over the predicted frames
     curves: dict[str, np.ndarray]  # metric: (N, F) the best sample, frame by frame
     fvd: tuple[FVD, ...] = ()  # of the first sample of every video, of the second, ...
+    kvd: tuple[FVD, ...] = ()  # likewise
+    forecast: Forecast = field(default_factory=dict)  # of all samples together, or empty
 
     @property
     def metrics(self) -> list[str]:
         """Return what was measured, in the order of tables."""
-        per_frame = {name: row.per_frame for name, row in METRICS.items()}
-        return [m for m, of in per_frame.items() if (m in self.samples if of else self.fvd)]
+        measured = {"frames": self.samples, "clips": self.forecast}
+        return [m for m, row in METRICS.items() if m in measured.get(row.of, ()) or self.sets(m)]
+
+    def sets(self, metric: str) -> tuple[FVD, ...]:
+        """Return the distances of a metric of sets, as `fvd`; none of another metric."""
+        return getattr(self, metric) if METRICS[metric].of == "sets" else ()
 
     def best(self, metric: str) -> np.ndarray:
         """Return the number of the best sample of each video, `(N,)`."""
@@ -65,13 +75,16 @@ class Scores:
     def summary(self, metric: str) -> Summary:
         """Return mean and interval: of the best samples over videos; of FVD over repetitions.
 
-        A single FVD has its interval over videos.
+        A single FVD has its interval over videos. So has KVD, on average over repetitions.
         """
-        if METRICS[metric].per_frame:
+        if METRICS[metric].of == "frames":
             return summarise(self.of(metric, self.best(metric)))
-        if len(self.fvd) == 1:
-            return Summary(self.fvd[0].value, self.fvd[0].ci95)
-        return summarise_repetitions(np.array([fvd.value for fvd in self.fvd]))
+        if METRICS[metric].of == "clips":
+            return summarise(self.forecast[metric])
+        values, ci95 = np.array([(d.value, d.ci95) for d in self.sets(metric)]).T
+        if metric == "kvd" or len(values) == 1:
+            return Summary(float(values.mean()), float(ci95.mean()))
+        return summarise_repetitions(values)
 
 
 def _best(values: np.ndarray, lower: bool) -> np.ndarray:
@@ -102,8 +115,8 @@ def metrics_table(scores: dict[str, Scores]) -> pd.DataFrame:
     first = next(iter(scores.values()))
     for metric in first.metrics:
         label = METRICS[metric].label
-        if not METRICS[metric].per_frame:
-            label += f" ({first.fvd[0].videos} videos of {first.fvd[0].frames} frames)"
+        for compared in first.sets(metric)[:1]:
+            label += f" ({compared.videos} videos of {compared.frames} frames)"
         summaries = {name: s.summary(metric) for name, s in scores.items()}
         columns[label] = {name: summary.mean for name, summary in summaries.items()}
         columns[f"± {label}"] = {name: summary.ci95 for name, summary in summaries.items()}
@@ -123,7 +136,10 @@ def curves_table(scores: dict[str, Scores], experiment: Experiment) -> pd.DataFr
 
 
 def videos_table(scores: dict[str, Scores]) -> pd.DataFrame:
-    """Return predictor, metric, video, and the score of its best, first and worst sample."""
+    """Return predictor, metric, video, and the score of its best, first and worst sample.
+
+    The energy score is of all samples, and under `best`.
+    """
     columns = ["predictor", "metric", "video", "best", "first", "worst"]
     tables = [
         pd.DataFrame(
@@ -138,19 +154,37 @@ def videos_table(scores: dict[str, Scores]) -> pd.DataFrame:
         )
         for name, s in scores.items()
         for metric, values in s.samples.items()
+    ] + [
+        pd.DataFrame(
+            {"predictor": name, "metric": metric, "video": np.arange(len(values)), "best": values}
+        )
+        for name, s in scores.items()
+        for metric, values in s.forecast.items()
+        if metric in METRICS and METRICS[metric].of == "clips"
     ]
     # FVD alone has no scores of videos.
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
+def forecasts_table(scores: dict[str, Scores], experiment: Experiment) -> pd.DataFrame:
+    """Return calibration and best of N of every predictor: rows of `srvp.evaluation.forecasts`."""
+    first = experiment.evaluation.conditioning_frames + 1
+    return forecasts.table(
+        row
+        for name, s in scores.items()
+        if s.forecast
+        for row in forecasts.rows(name, s.forecast, s.samples, first)
+    )
+
+
 def write_scores(
     scores: dict[str, Scores], experiment: Experiment, source: Path, out: Path
 ) -> None:
-    """Write `metrics.json`, `curves.csv`, `videos.csv` and `protocol.json` into `out`.
+    """Write `metrics.json`, three tables and `protocol.json` into `out`.
 
-    `metrics.json` has the summaries, `curves.csv` the metrics frame by frame, `videos.csv` the
-    scores of every video, `protocol.json` what it takes to make the numbers again. Then the
-    unfinished results in `out/partial` are removed.
+    `metrics.json` has the summaries, `curves.csv` the metrics frame by frame, `forecasts.csv` what
+    all samples are worth together, `videos.csv` the scores of every video, `protocol.json` what it
+    takes to make the numbers again. Then the unfinished results in `out/partial` are removed.
 
     Args:
         scores: by predictor.
@@ -161,6 +195,7 @@ def write_scores(
     write_json(out / "metrics.json", {name: _summaries(s) for name, s in scores.items()})
     write_json(out / "protocol.json", protocol(experiment, source))
     _write_csv(curves_table(scores, experiment), out / "curves.csv")
+    _write_csv(forecasts_table(scores, experiment), out / "forecasts.csv", digits=4)
     _write_csv(videos_table(scores), out / "videos.csv")
     shutil.rmtree(out / "partial", ignore_errors=True)
 
@@ -207,15 +242,17 @@ def _summaries(scores: Scores) -> dict[str, float]:
         values[metric] = round(mean, 6)
         if not np.isnan(ci95):
             values[f"{metric}_ci95"] = round(ci95, 6)
-        if not METRICS[metric].per_frame:
-            compared = scores.fvd[0]
+        for compared in scores.sets(metric)[:1]:
             values |= {f"{metric}_videos": compared.videos, f"{metric}_frames": compared.frames}
+    if scores.forecast:
+        found = forecasts.summary(scores.forecast, scores.samples)
+        values |= {k: round(value, 6) for k, value in found.items() if not np.isnan(value)}
     return values
 
 
-def _write_csv(table: pd.DataFrame, path: Path) -> None:
+def _write_csv(table: pd.DataFrame, path: Path, digits: int = 6) -> None:
     with atomic_write(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+        table.to_csv(temporary, index=False, float_format=f"%.{digits}g")
 
 
 def protocol(experiment: Experiment, source: Path) -> dict:
@@ -226,6 +263,7 @@ def protocol(experiment: Experiment, source: Path) -> dict:
         "protocol": describe(experiment),
         "source": {"file": source.name, "sha256": digest(source)},
         "srvp": code_version(),
+        "convolutions_on_cpu": choice.describe(),
         "weights": weights_provenance(metrics),
         "data": entry["data"],
         "evaluation": entry["evaluation"],
@@ -236,17 +274,19 @@ def describe(experiment: Experiment) -> str:
     """Return the protocol in words."""
     config, data = experiment.evaluation, experiment.data
     parts = [f"{config.conditioning_frames} frames given, {experiment.predicted_frames} predicted"]
-    if any(METRICS[metric].per_frame for metric in config.metrics):
+    if kind(config.metrics, "frames"):
         best = f"the best of {config.samples} samples" if config.samples > 1 else "one sample"
         parts.append(f"per video and metric {best} by the mean over predicted frames")
         many = data.test_videos > 1
         parts.append(
             f"mean over {data.test_videos} videos and 1.96 standard errors" if many else "one video"
         )
-    if not all(METRICS[metric].per_frame for metric in config.metrics):
-        repeats = min(config.samples, FVD_REPEATS)
+    if kind(config.metrics, "clips"):
+        parts.append(f"energy score of {config.samples} samples, in groups of {GROUP}")
+    if sets := kind(config.metrics, "sets"):
+        repeats, names = min(config.samples, FVD_REPEATS), " and ".join(map(str.upper, sets))
         parts.append(
-            f"FVD of one random sample per video, given frames included, 8-bit frames, "
+            f"{names} of one random sample per video, given frames included, 8-bit frames, "
             f"{data.test_videos} videos of {data.test_frames} frames on each side"
         )
         if repeats > 1:

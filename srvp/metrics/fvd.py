@@ -90,7 +90,7 @@ def embed_futures(i3d: I3D, given: Tensor, futures: Tensor) -> Tensor:
     return fvd_embeddings(i3d, videos).unflatten(0, futures.shape[:2])
 
 
-def fvd_of_samples(generated: np.ndarray, real: np.ndarray, frames: int) -> tuple[FVD, ...]:
+def of_samples(generated: np.ndarray, real: np.ndarray, frames: int) -> tuple[FVD, ...]:
     """Return the FVD of the first future of all clips, of the second, ...
 
     A single one has an interval over the clips.
@@ -118,10 +118,7 @@ def fvd(generated: Tensor, real: Tensor, frames: int, interval: bool = False) ->
     Raises:
         ValueError: they cannot be compared.
     """
-    if len(generated) != len(real):
-        raise ValueError(
-            f"{len(generated)} generated and {len(real)} real videos: FVD compares equal numbers"
-        )
+    check_pairs(generated, real)
     value = frechet_distance(generated, real)
     if len(real) < ADVISED_VIDEOS:
         warnings.warn(
@@ -141,15 +138,28 @@ def jackknife(generated: Tensor, real: Tensor) -> float:
     It is NaN for fewer than 40 pairs. A bootstrap, which repeats videos, would add to the bias that
     FVD has for few of them.
     """
-    if len(real) < 2 * JACKKNIFE_GROUPS:
-        return math.nan
-    group = torch.arange(len(real)) % JACKKNIFE_GROUPS
     first, second = torch.as_tensor(generated), torch.as_tensor(real)
-    distances = [
-        frechet_distance(first[group != left_out], second[group != left_out])
-        for left_out in range(JACKKNIFE_GROUPS)
-    ]
-    return JACKKNIFE_T * math.sqrt((JACKKNIFE_GROUPS - 1) * np.var(distances))
+    return jackknife_interval(
+        [frechet_distance(first[keep], second[keep]) for keep in jackknife_groups(len(real))]
+    )
+
+
+def jackknife_groups(count: int) -> list[Tensor]:
+    """Return which of `count` pairs to keep, `(count,)`, with each group left out in turn.
+
+    No groups are returned for fewer than 40 pairs.
+    """
+    if count < 2 * JACKKNIFE_GROUPS:
+        return []
+    group = torch.arange(count) % JACKKNIFE_GROUPS
+    return [group != left_out for left_out in range(JACKKNIFE_GROUPS)]
+
+
+def jackknife_interval(left_out: list[float]) -> float:
+    """Return the half width of the 95 % interval from the values without each group."""
+    if not left_out:
+        return math.nan
+    return JACKKNIFE_T * math.sqrt((JACKKNIFE_GROUPS - 1) * np.var(left_out))
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
@@ -164,17 +174,31 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     """
     first, second = (torch.as_tensor(x, dtype=torch.float64) for x in (first, second))
     _check_vectors(first, second)
-    difference = first.mean(0) - second.mean(0)
-    root1, root2 = _covariance_root(first), _covariance_root(second)
+    return distance_of_gaussians(
+        first.mean(0), covariance_rows(first), second.mean(0), covariance_rows(second)
+    )
+
+
+def distance_of_gaussians(mean1: Tensor, rows1: Tensor, mean2: Tensor, rows2: Tensor) -> float:
+    """Return the Fréchet distance between Gaussians of means `(D,)` and covariances rows' rows."""
+    root1, root2 = (torch.linalg.qr(rows, mode="r").R for rows in (rows1, rows2))
     variances = root1.square().sum() + root2.square().sum()
     cross = torch.linalg.matrix_norm(root1 @ root2.T, ord="nuc")
-    return (difference.square().sum() + variances - 2 * cross).item()
+    return ((mean1 - mean2).square().sum() + variances - 2 * cross).item()
 
 
-def _covariance_root(vectors: Tensor) -> Tensor:
-    """Return R `(min(N, D), D)` such that R' R is the covariance of vectors `(N, D)`."""
-    centred = vectors - vectors.mean(0)
-    return torch.linalg.qr(centred / math.sqrt(len(vectors) - 1), mode="r").R
+def covariance_rows(vectors: Tensor) -> Tensor:
+    """Return R `(N, D)` such that R' R is the covariance of vectors `(N, D)`."""
+    return (vectors - vectors.mean(0)) / math.sqrt(len(vectors) - 1)
+
+
+def check_pairs(generated: Tensor, real: Tensor) -> None:
+    """Raise a `ValueError` unless there are as many embeddings `(N, D)` of either kind."""
+    if len(generated) != len(real):
+        raise ValueError(
+            f"{len(generated)} generated and {len(real)} real videos: FVD compares equal numbers"
+        )
+    _check_vectors(*(torch.as_tensor(x) for x in (generated, real)))
 
 
 def _check_vectors(*sets: Tensor) -> None:

@@ -1,6 +1,6 @@
 """The metrics: a file each in this folder, and its row in the table.
 
-Most metrics score every predicted frame (`per_frame`). The file of such a metric has a function
+Most metrics score every predicted frame (`of="frames"`). The file of such a metric has a function
 `load`, and the three steps of its use have the types below:
 
     load(device) -> against      once per evaluation: loads networks, if the metric has any
@@ -10,7 +10,9 @@ Most metrics score every predicted frame (`per_frame`). The file of such a metri
 Frames are floating point in [0, 1], on `device`; so are the scores. `against` computes what the
 metric needs of the true frames once, for all samples of all predictors.
 
-The other metrics compare two sets of videos. FVD is the only one: see `srvp.metrics.fvd`.
+The energy score is of all samples of a clip together (`of="clips"`). It brings further numbers that
+do not fit into a table: see `srvp.metrics.forecasts`. FVD and KVD compare two sets of videos
+(`of="sets"`): see `srvp.metrics.fvd`.
 
 A metric that needs published weights names the file of this folder (`weights`) that describes them
 in `WEIGHTS`, a `srvp.metrics.weights.Weights`.
@@ -25,7 +27,7 @@ The file of a metric is imported when the metric is first used, so that this one
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -43,7 +45,7 @@ class Metric(NamedTuple):
     module: str  # file in this folder
     lower_is_better: bool
     decimals: int  # in tables
-    per_frame: bool = True  # scores frames; otherwise compares sets of videos
+    of: Literal["frames", "clips", "sets"] = "frames"  # what it scores
     weights: str | None = None  # file in this folder with WEIGHTS, which have to be fetched
     size: int = 1  # fewest pixels of a frame's side
     frames: int = 1  # fewest frames of a clip
@@ -59,12 +61,28 @@ METRICS = {
         "fvd",
         lower_is_better=True,
         decimals=0,
-        per_frame=False,
+        of="sets",
         weights="i3d",
         frames=9,
         videos=2,
     ),
+    "kvd": Metric(
+        "KVD",
+        "kvd",
+        lower_is_better=True,
+        decimals=2,
+        of="sets",
+        weights="i3d",
+        frames=9,
+        videos=2,
+    ),
+    "energy": Metric("energy score", "forecasts", lower_is_better=True, decimals=2, of="clips"),
 }
+
+
+def kind(metrics: Iterable[str], of: str) -> list[str]:
+    """Return those of some metrics that score `frames`, `clips` or `sets`, in their order."""
+    return [name for name in metrics if METRICS[name].of == of]
 
 
 def fetch_weights(metrics: Iterable[str]) -> None:

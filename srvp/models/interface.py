@@ -23,7 +23,7 @@ from srvp.schema import ConfigError, check_value, suggest
 
 def generator(seed: int, n: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Return the n-th random generator of a seed: of a training step, say, or of a test clip."""
-    return torch.Generator(device).manual_seed(seed * 1_000_003 + n)
+    return torch.Generator(device).manual_seed((seed * 1_000_003 + n) % 2**64)
 
 
 class Clips(NamedTuple):

@@ -33,7 +33,7 @@ from torch.distributions import Normal, kl_divergence
 from srvp.models.ablations import GRUTransition, MLPTransition
 from srvp.models.interface import Clips, ModelConfig, VideoModel, VideoShape
 from srvp.models.parts import networks
-from srvp.models.parts.fast.unroll import unroll_mlp
+from srvp.models.parts.fast import unroll
 from srvp.schema import ConfigError, Count, Real, Whole
 
 FRAMES_AT_ONCE = 1024  # decoded together in prediction: their maps take up to 0.65 MB each
@@ -255,9 +255,9 @@ class SRVP(VideoModel):
         Returns:
             States at whole times `(B, T, ny)` and residuals `(B, (T - 1) * euler_steps, ny)`.
         """
-        if y.is_cuda and z.shape[1] and isinstance(self.transition, ResidualTransition):
-            # Small products keep a GPU waiting.
-            states, residuals = unroll_mlp(self.transition.f, y, z, euler_steps)
+        if isinstance(self.transition, ResidualTransition) and unroll.pays(self.transition.f, y, z):
+            # The same in fewer and larger products.
+            states, residuals = unroll.unroll_mlp(self.transition.f, y, z, euler_steps)
             return torch.cat([y[:, None], states], dim=1), residuals
         return self._rollout(y, z, euler_steps)
 

@@ -39,8 +39,6 @@ Shapes: B clips, T frames, C channels; x (B, T, C, H, W) in [0, 1]; h and g (B, 
 z (B, T - 1, z_dim), z[:, 0] being z_2 above.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal, NamedTuple
@@ -52,6 +50,7 @@ from torch.nn import functional as F
 
 from srvp.models.interface import Clips, ModelConfig, VideoModel, VideoShape
 from srvp.models.parts import networks
+from srvp.models.parts.fast.steps import statistics_of_steps
 from srvp.schema import Count, Real
 
 ENCODERS = {
@@ -160,24 +159,34 @@ class SVG(VideoModel):
         shape = (count, frames - 1, self.config.z_dim)
         return Noise(torch.randn(shape, generator=generator, device=generator.device))
 
-    def encode(self, x: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
-        """Encode every frame, one time step after the other.
+    def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Encode every frame: h `(B, T, g_dim)` and maps `(B, T, C', H', W')`, deepest first.
 
-        In training, batch norm thus normalises over the videos of one time step. The authors' LP
-        code moreover encodes each frame but the first and last twice, as a target and as an input,
+        In training, batch norm normalises over the videos of one time step. The authors' LP code
+        moreover encodes each frame but the first and last twice, as a target and as an input,
         which changes nothing but the running statistics: they move twice.
-
-        Returns:
-            h `(B, T, g_dim)` in [-1, 1], and per frame its maps `(B, C', H', W')`, deepest first.
         """
-        frames, codes, maps = x.unbind(dim=1), [], []
-        for t, frame in enumerate(frames):
-            twice = self.p_z is not None and 0 < t < len(frames) - 1
-            with _running_statistics_move(self.encoder, times=2 if twice else 1):
-                code, frame_maps = self.encoder(frame)
-            codes.append(code)
-            maps.append(frame_maps)
-        return torch.stack(codes, dim=1), maps
+        last = x.shape[1] - 1
+        repeats = [2 if self.p_z is not None and 0 < t < last else 1 for t in range(last + 1)]
+        with statistics_of_steps(self.encoder, repeats):
+            h, maps = self.encoder(x.flatten(0, 1))
+        return h.unflatten(0, x.shape[:2]), [m.unflatten(0, x.shape[:2]) for m in maps]
+
+    def decode(self, g: Tensor, maps: list[Tensor]) -> Tensor:
+        """Decode g `(B, T, g_dim)` of frames 2, 3, ... with the maps of frames 1, 2, ...
+
+        Skips come from the frame before, but from none after the last but one given frame.
+        """
+        own = self.config.conditioning_frames - 1  # so many frames have skips of their own
+        parts = [(g[:, :own], [m[:, :own][:, : g.shape[1]].flatten(0, 1) for m in maps])]
+        if g.shape[1] > own:
+            parts.append((g[:, own:], [m[:, own - 1] for m in maps]))
+        frames = []
+        for vectors, skips in parts:
+            with statistics_of_steps(self.decoder, [1] * vectors.shape[1]):
+                x = self.decoder(vectors.flatten(0, 1), skips)
+            frames.append(x.unflatten(0, vectors.shape[:2]))
+        return torch.cat(frames, dim=1)
 
     def posterior(self, h: Tensor) -> Normal:
         """q(z_t | x_2, ..., x_t) for t = 2, ..., T: from `(B, T, g_dim)` to `(B, T - 1, z_dim)`."""
@@ -203,10 +212,7 @@ class SVG(VideoModel):
         h, maps = self.encode(x)
         q_z, (p_z, _) = self.posterior(h), self.prior(h[:, :-1])
         g, _ = self.advance(h[:, :-1], networks.sample(q_z, noise.z))
-        last = self.config.conditioning_frames - 2  # counted from 0: no skips come from later ones
-        skips = [maps[min(t, last)] for t in range(g.shape[1])]
-        frames = [self.decoder(*step) for step in zip(g.unbind(dim=1), skips, strict=True)]
-        return Reconstruction(torch.stack(frames, dim=1), q_z, p_z)
+        return Reconstruction(self.decode(g, maps), q_z, p_z)
 
     def _loss(self, clips: Clips, randomness: Noise, objective: str) -> Loss:
         """The authors' objective, with its mixed reductions."""
@@ -218,7 +224,7 @@ class SVG(VideoModel):
 
     def _condition(self, clips: Clips) -> State:
         h, maps = self.encode(clips.frames)
-        return State(h, self.posterior(h), maps[-2])
+        return State(h, self.posterior(h), [m[:, -2] for m in maps])
 
     def _predict(self, state: State, frames: int, noise: Noise) -> Prediction:
         """Sample futures: z from the posterior for the given frames, from the prior after them."""
@@ -249,20 +255,6 @@ def _repeat(state: State, samples: int) -> State:
     """Repeat what is known of every clip `samples` times, copies side by side."""
     h = state.h.repeat_interleave(samples, dim=0)
     return State(h, networks.repeat_normal(state.q_z, samples), state.skips)  # samples share skips
-
-
-@contextmanager
-def _running_statistics_move(module: nn.Module, times: int) -> Iterator[None]:
-    """Let one call move the running statistics of batch norm as equal calls in a row would."""
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = 1 - (1 - momentum) ** times
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -22,10 +22,12 @@ if TYPE_CHECKING:  # its module reads videos; this one does not
     from srvp.evaluation.futures import Futures
 
 RATE = 7  # frames per second
-HEADER = 22  # pixels
+HEADER = 22  # pixels, of one line of labels
+LINE = 17  # and of each line more
 SIZE = 128  # pixels: smaller frames are enlarged to this size
 BORDER, MARGIN = 2, 4  # pixels
 SHOWN = 12  # videos in a GIF or a picture of futures, at most
+FUTURES = (".mp4", ".gif", ".png")  # files of the futures of a video
 
 
 class Pages(Sequence):
@@ -90,7 +92,7 @@ def write_futures(futures: "Futures", out: Path) -> list[Path]:
     for i, sample in enumerate(futures.samples, start=1):
         videos[f"future {i}"] = np.concatenate([futures.given, sample])
     first = dict(list(videos.items())[:SHOWN])
-    paths = [out.with_suffix(suffix) for suffix in (".mp4", ".gif", ".png")]
+    paths = [out.with_suffix(suffix) for suffix in FUTURES]
     write_mp4(Pages(_wrapped(videos), given, SIZE if len(videos) <= SHOWN else SIZE // 2), paths[0])
     write_gif(Pages(_wrapped(first), given), paths[1])
     write_png(figures.sample_grid(first, given, figures.spread(given, total)), paths[2])
@@ -165,8 +167,10 @@ def _bordered(frame: np.ndarray, color: tuple[float, float, float], zoom: int) -
 
 def _header(labels: Sequence[str], column: int) -> np.ndarray:
     """Draw labels on a white strip, each in the middle of a column of so many pixels."""
-    strip = Image.new("RGB", (column * len(labels), HEADER), "white")
+    height = HEADER + LINE * max(label.count("\n") for label in labels)
+    strip = Image.new("RGB", (column * len(labels), height), "white")
     draw = ImageDraw.Draw(strip)
     for i, label in enumerate(labels):
-        draw.text(((i + 0.5) * column, 12), label, fill="black", anchor="mm", font_size=13)
+        place = {"anchor": "mm", "align": "center"}
+        draw.text(((i + 0.5) * column, height / 2 + 1), label, fill="black", **place, font_size=13)
     return np.asarray(strip)

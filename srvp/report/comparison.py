@@ -1,13 +1,18 @@
 """Our models side by side on the same test clips."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
 
-from srvp.report.table import models_first, read_results
+from srvp.evaluation.forecasts import COLUMNS
+from srvp.experiment import load_params
+from srvp.report.table import mark_other_counts, models_first, read_results, sample_count
+
+SYSTEMS = {"structvrnn": "StructVRNN"}  # others are the name of their file in capitals
 
 
 def same_clips(runs: Path, experiments: list[str]) -> dict[str, list[str]]:
@@ -35,20 +40,64 @@ def frame_counts(runs: Path, experiment: str) -> tuple[int, int]:
     return protocol["evaluation"]["conditioning_frames"], protocol["data"]["test_frames"]
 
 
+def system_labels(runs: Path, experiments: list[str], params: Path) -> dict[str, str]:
+    """Return by experiment what figures call it: system, experiment and number of samples.
+
+    Args:
+        runs: folder of the runs.
+        experiments: on one data set.
+        params: the `params.yaml` with the experiments.
+    """
+    entries, labels = load_params(params)["experiments"], {}
+    for name in experiments:
+        model = entries[name]["model"]["name"]
+        samples = read_results(runs / name / "protocol.json")["evaluation"]["samples"]
+        system = SYSTEMS.get(model, model.upper())
+        labels[name] = f"{system}\n{name}\n{sample_count(samples)}"
+    return labels
+
+
 def joint_curves(runs: Path, experiments: list[str]) -> pd.DataFrame:
     """Return the metrics frame by frame of some runs, then those of the baselines they share."""
-    curves = pd.concat([pd.read_csv(runs / name / "curves.csv") for name in experiments])
+    tables = []
+    for name in experiments:
+        protocol = read_results(runs / name / "protocol.json")
+        about = protocol["data"]["dataset"], protocol["evaluation"]["samples"]
+        curves = pd.read_csv(runs / name / "curves.csv")
+        tables.append(curves.assign(dataset=about[0], samples=about[1]))
+    curves = mark_other_counts(pd.concat(tables, ignore_index=True), "predictor")
+    curves = curves.drop(columns=["dataset", "samples"])
     return models_first(curves.drop_duplicates(["predictor", "metric", "frame"]), "predictor")
 
 
+def joint_forecasts(runs: Path, experiments: list[str]) -> pd.DataFrame:
+    """Return the rows of `forecasts.csv` of some runs, then those of the predictors they share.
+
+    Runs that were evaluated without the energy score, or by an older version, have none.
+    """
+    files = [runs / name / "forecasts.csv" for name in experiments]
+    tables = [pd.read_csv(file) for file in files if file.is_file()]
+    if not tables:
+        return pd.DataFrame(columns=COLUMNS)
+    forecasts = pd.concat(tables).drop_duplicates(["predictor", "measure", "at"])
+    return models_first(forecasts, "predictor")
+
+
 def best_futures(
-    runs: Path, experiments: list[str], video: int, metric: str
+    runs: Path, labels: Mapping[str, str], video: int, metric: str
 ) -> dict[str, np.ndarray]:
-    """Return a test clip and, by model, its best sample, given frames first: `(T, C, H, W)`."""
+    """Return a test clip and, by label, the best sample of each model: `(T, C, H, W)`.
+
+    Args:
+        runs: folder of the runs.
+        labels: by experiment.
+        video: number of the test clip.
+        metric: by which samples are the best.
+    """
     rows: dict[str, np.ndarray] = {}
-    for name in experiments:
+    for name, label in labels.items():
         examples = load_file(runs / name / "examples.safetensors")
         truth, future = examples["truth"][video], examples[f"{metric}.best"][video]
         rows.setdefault("truth", truth)
-        rows[name] = np.concatenate([truth[: len(truth) - len(future)], future])
+        rows[label] = np.concatenate([truth[: len(truth) - len(future)], future])
     return rows

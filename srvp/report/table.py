@@ -1,5 +1,8 @@
 """Our results beside those of papers: one table, as Markdown and as CSV.
 
+The best of many samples scores more than the best of few. A model with another number of samples
+than most of its data set says so in its name.
+
 The papers' numbers are in `reports/paper_results.csv`, a row per number, with the source, the
 setting as printed there and notes. The table has those on our data sets with as many given and
 predicted frames. Some numbers are printed in several places: the first with an interval counts.
@@ -13,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from srvp.data.sets import SETS
-from srvp.evaluation.protocol import TRIVIAL
+from srvp.evaluation.references import PERFECT, REFERENCES
 from srvp.experiment import load_params
 from srvp.files import atomic_write, project_root
 from srvp.metrics.table import METRICS
@@ -49,7 +52,7 @@ def results_table(folders: list[Path], paper: Path) -> pd.DataFrame:
     Raises:
         FileNotFoundError: an experiment has not been evaluated.
     """
-    ours = pd.concat([_our_rows(folder) for folder in folders])
+    ours = mark_other_counts(pd.concat(map(_our_rows, folders), ignore_index=True), "model")
     # Results on the same clips have the same baselines.
     ours = ours.drop_duplicates([c for c in ours if c not in ("folder", "source", "note")])
     ours = models_first(ours, "model")
@@ -60,10 +63,34 @@ def results_table(folders: list[Path], paper: Path) -> pd.DataFrame:
 
 
 def models_first(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Order a table's rows: those of models, then those of the trivial baselines."""
+    """Order a table's rows: those of models, then those of the reference predictors."""
+    order = {name: i for i, name in enumerate(REFERENCES)}
     return table.sort_values(
-        column, key=lambda names: names.isin(TRIVIAL), kind="stable", ignore_index=True
+        column,
+        key=lambda names: names.map(lambda name: order.get(name.split(" (best of")[0], -1)),
+        kind="stable",
+        ignore_index=True,
     )
+
+
+def mark_other_counts(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Name models as `quick (best of 20)` where most of their data set have other samples.
+
+    Args:
+        table: with the columns `dataset` and `samples`, the number of samples per clip.
+        column: of the names.
+    """
+    models = ~table[column].isin(REFERENCES)
+    usual = table[models].groupby("dataset")["samples"].agg(lambda counts: counts.mode().max())
+    sampled = models | (table[column] == PERFECT)
+    other = sampled & (table["samples"] != table["dataset"].map(usual))
+    marked = table[column] + " (" + table["samples"].map(sample_count) + ")"
+    return table.assign(**{column: table[column].mask(other, marked)})
+
+
+def sample_count(samples: int) -> str:
+    """Say of how many samples a score is the best."""
+    return "1 sample" if samples == 1 else f"best of {samples}"
 
 
 def _our_rows(folder: Path) -> pd.DataFrame:
@@ -75,14 +102,16 @@ def _our_rows(folder: Path) -> pd.DataFrame:
     place = folder.relative_to(root) if folder.is_relative_to(root) else folder
     rows = []
     for predictor, values in read_results(folder / "metrics.json").items():
-        samples = 1 if predictor in TRIVIAL else evaluation["samples"]
-        counts = f"{'1 sample' if samples == 1 else f'best of {samples}'}, {data['test_videos']}"
+        many = predictor == PERFECT or predictor not in REFERENCES
+        samples = evaluation["samples"] if many else 1
+        counts = f"{sample_count(samples)}, {data['test_videos']} videos"
         rows.append(
             {
                 "dataset": SETS[data["dataset"]].title,
                 "model": predictor,
+                "samples": samples,
                 "frames": f"{given}->{total}",
-                "setting": f"{given}->{total}, {counts} videos",
+                "setting": f"{given}->{total}, {counts}",
                 **values,
                 "videos": data["test_videos"],
                 "folder": place.as_posix(),

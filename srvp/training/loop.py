@@ -65,6 +65,7 @@ def train(
     first = distributed.rank() == 0
     log = log if first else lambda row: None
     run = Run(experiment, pick_device(config.device))
+    _check_validation(videos, run)
     _resume(run, out / CHECKPOINT_FILE, say=tqdm.write if first else lambda text: None)
     for row in run.history:
         log(row)
@@ -78,6 +79,19 @@ def train(
             pd.DataFrame(run.history).to_csv(temporary, index=False, float_format="%.6g")
         (out / REPLACED_FILE).unlink(missing_ok=True)
     return run.result.eval()
+
+
+def _check_validation(videos: TrainingVideos, run: Run) -> None:
+    """Make sure that there are clips to validate on, long before the first validation.
+
+    Raises:
+        ValueError: no validation video is long enough.
+    """
+    frames = run.config.validation_frames
+    try:
+        videos.validation.draw(1, frames, torch.Generator(run.device))
+    except ValueError as error:
+        raise ValueError(f"training.validation_frames is {frames}, but {error}") from None
 
 
 def _resume(run: Run, path: Path, say: Callable[[str], None]) -> None:
@@ -168,7 +182,7 @@ def _optimise(
             if last or run.step % row_interval == 0:
                 log(row := run.close_row())
                 shown = next(value for name, value in row.items() if name.endswith("total"))
-                bar.set_postfix({"loss": f"{shown:.1f}"}, refresh=False)
+                bar.set_postfix({"loss": f"{shown:.4g}"}, refresh=False)
             if last or run.step % config.validation_interval == 0:
                 log(run.validate(videos.validation))
             if not last and run.step % config.checkpoint_interval == 0:

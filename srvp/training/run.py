@@ -21,7 +21,7 @@ from srvp.models.interface import Clips, VideoModel
 from srvp.store import build_model, load_model
 from srvp.training import distributed
 from srvp.training.capture import Captured
-from srvp.training.validation import validation_psnr
+from srvp.training.validation import validation_scores
 
 GPU_CLIPS_AT_ONCE = 4  # in validation: launching the kernels of one takes longer than they do
 Row = dict[str, float]  # of the training curves: the step and what was measured there
@@ -186,13 +186,14 @@ class Run:
         return row
 
     def validate(self, source: VideoSource) -> Row:
-        """Append the validation PSNR to the curves; keep the best weights if they are selected."""
+        """Append the validation scores to the curves; keep the best weights if selected."""
         at_once = 1 if self.device.type == "cpu" else GPU_CLIPS_AT_ONCE
-        value = validation_psnr(self.result, source, self.experiment, self.device, at_once)
+        scores = validation_scores(self.result, source, self.experiment, self.device, at_once)
+        value = scores["validation_psnr"]
         if self.config.select_best and (self.best is None or value > self.best["psnr"]):
             weights = {k: v.cpu().clone() for k, v in self.result.state_dict().items()}
             self.best = {"psnr": value, "weights": weights}
-        row = {"step": self.step, "validation_psnr": value}
+        row = {"step": self.step, **scores}
         self.history.append(row)
         return row
 

@@ -46,15 +46,17 @@ def prepare(raw: Path, out: Path, config: DataConfig) -> None:
         )
 
 
-def simulate(random: np.random.Generator, count: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """Let N balls move through T frames.
+def simulate(
+    random: np.random.Generator, count: int, frames: int, rate: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Let N balls move through T frames, of which `rate` take the time of one.
 
     Returns:
         Positions and speeds per frame, row and column: `(N, T, 2)`. Fewer balls or frames are the
         first of more.
     """
     starts, speeds = np.array([_draw(random) for _ in range(count)]).swapaxes(0, 1)[..., None, :]
-    return reflect(starts + np.arange(frames)[:, None] * speeds, speeds)
+    return reflect(starts + np.arange(frames)[:, None] * speeds / rate, speeds / rate)
 
 
 def _draw(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -5,18 +5,17 @@ stochastic variant (SM-MNIST) redraws its speed, the deterministic one (DM-MNIST
 Bounces happen at the exact point of contact, within a frame.
 
 There are two implementations of the one process. `test_set` follows the official generator draw by
-draw, so that the test sequences are those of the paper, bit for bit. `MovingMNIST` draws whole
-training batches as tensors, on the device that trains.
+draw, so that the test sequences are those of the paper, bit for bit. `MovingMNIST`, in
+`moving_digits.py`, draws whole training batches as tensors, on the device that trains.
 
 Both compute paths in a box of 64 pixels, in which a digit is 28 pixels wide. Frames of another size
 show the same scenes, finer or coarser.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import count as count_from
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,18 +24,18 @@ from torch import Tensor
 from srvp.data.config import DataConfig
 from srvp.data.prepared import PreparedVideos, train_validation_split
 from srvp.data.sets import mnist
+from srvp.data.sets.moving_digits import (
+    BOX,
+    DIGIT,
+    DIGITS,
+    LIMIT,
+    MAX_SPEED,
+    TOLERANCE,
+    MovingMNIST,
+)
 from srvp.data.staging import Fold, Video, write_prepared
-from srvp.models import interface
-from srvp.models.interface import Clips
 
 DETERMINISTIC = {"smmnist": False, "dmmnist": True}  # by name of the data set
-DIGITS = 2  # per video
-# In pixels of a frame of 64x64:
-BOX = 64
-DIGIT = 28
-LIMIT = BOX - DIGIT  # largest row or column of a digit's upper left corner
-MAX_SPEED = 4  # per frame, on each axis; zero is allowed
-TOLERANCE = 1e-8  # outside the box that does not yet count as a bounce
 
 
 def prepare(raw: Path, out: Path, config: DataConfig) -> None:
@@ -96,6 +95,29 @@ def test_set(folder: Path, config: DataConfig) -> TestSet:
         config: number and length of the videos, size of their frames, and the seed of the NumPy
             random state that draws everything.
     """
+    scenes = test_scenes(folder, config)
+    # Half to even, as Python's round.
+    positions = np.rint(scenes.states[..., :2] * (config.size / BOX)).astype(np.int64)
+    return TestSet(
+        sequences=_render(scenes.digits, positions),
+        positions=positions,
+        speeds=scenes.states[..., 2:].astype(np.int64),
+        labels=scenes.labels,
+    )
+
+
+class Scenes(NamedTuple):
+    """What test videos are drawn from (N videos of T frames)."""
+
+    digits: np.ndarray  # uint8 (N, 2, n, n), as large as they are in the frames
+    labels: np.ndarray  # uint8 (N, 2): the class of each digit
+    # float64 (N, T, 2 digits, 4): row, column and their speeds, in pixels of a frame of 64x64. Row
+    # and column are fractions after a bounce within a frame.
+    states: np.ndarray
+
+
+def test_scenes(folder: Path, config: DataConfig) -> Scenes:
+    """Return the scenes of the test videos, arguments as for `test_set`."""
     count, frames = config.test_videos, config.test_frames
     digits, classes = mnist.load(folder, "test")
     if not 1 <= count <= len(digits) // DIGITS:
@@ -106,16 +128,56 @@ def test_set(folder: Path, config: DataConfig) -> TestSet:
     chosen = random.permutation(len(digits))[: count * DIGITS]
     deterministic = DETERMINISTIC[config.dataset]
     paths = np.array([_trajectory(random, frames, deterministic) for _ in chosen])
-    paths = paths.reshape(count, DIGITS, frames, 4).transpose(0, 2, 1, 3)
-    # Half to even, as Python's round.
-    positions = np.rint(paths[..., :2] * (config.size / BOX)).astype(np.int64)
     shapes = resized(digits[chosen], config.size)
-    return TestSet(
-        sequences=_render(shapes.reshape(count, DIGITS, *shapes.shape[1:]), positions),
-        positions=positions,
-        speeds=paths[..., 2:].astype(np.int64),
+    return Scenes(
+        digits=shapes.reshape(count, DIGITS, *shapes.shape[1:]),
         labels=classes[chosen].reshape(count, DIGITS),
+        states=paths.reshape(count, DIGITS, frames, 4).transpose(0, 2, 1, 3),
     )
+
+
+class PerfectModel:
+    """The generator as a model of its test videos: true digits, true state, bounces drawn anew.
+
+    No model that sees only frames can predict better.
+
+    Args:
+        raw: where the MNIST files lie.
+        config: of the test videos.
+        device: where to draw frames.
+    """
+
+    def __init__(self, raw: Path, config: DataConfig, device: torch.device):
+        scenes = test_scenes(raw, config)
+        self.states = torch.from_numpy(scenes.states)
+        self.deterministic = DETERMINISTIC[config.dataset]
+        digits = torch.from_numpy(scenes.digits).flatten(0, 1)
+        self.world = MovingMNIST(digits.to(device), deterministic=self.deterministic)
+        # Paths are drawn on the CPU, so that they are the same anywhere.
+        self.paths = MovingMNIST(digits[:1], deterministic=self.deterministic)
+
+    def draw_paths(
+        self, number: int, given: int, frames: int, samples: int, generator: torch.Generator
+    ) -> Tensor:
+        """Return rows and columns of the digits in futures of a video `(samples, frames, 2, 2)`.
+
+        Args:
+            number: of the video.
+            given: frames that are known: the last of them has the true state.
+            frames: to predict.
+            samples: how many futures.
+            generator: of the speeds after bounces, on the CPU.
+        """
+        last = self.states[number, given - 1].expand(samples, -1, -1)
+        position, speed = last.split(2, dim=-1)
+        return self.paths.follow(position + speed, speed, frames, generator)
+
+    def render(self, numbers: list[int], paths: Tensor) -> Tensor:
+        """Return the frames `(B, s, F, 1, H, W)` of paths `(B, s, F, 2, 2)` of some videos."""
+        chosen = DIGITS * torch.tensor(numbers)[:, None] + torch.arange(DIGITS)
+        chosen = chosen.repeat_interleave(paths.shape[1], dim=0).to(self.world.device)
+        frames = self.world.render(chosen, paths.flatten(0, 1).to(self.world.device)).frames
+        return frames.unflatten(0, paths.shape[:2])
 
 
 def bounces(speeds: np.ndarray) -> np.ndarray:
@@ -220,126 +282,3 @@ def _render(shapes: np.ndarray, positions: np.ndarray) -> np.ndarray:
                 window = frame[row : row + side, column : column + side]
                 window += np.minimum(digit, 255 - window)
     return sequences
-
-
-def steps_at_once(device: torch.device) -> tuple[int, int]:
-    """Return how many training batches have their paths drawn together, and how many their frames.
-
-    A GPU launches every kernel apart, whatever its size.
-    """
-    return (64, 1) if device.type == "cpu" else (256, 8)
-
-
-class MovingMNIST:
-    """Endless training videos, drawn as tensors on the device that holds the digits.
-
-    Every digit is drawn with replacement, its position and speed afresh. A bounce may lead to
-    another within the same frame, in a corner. Reflections need two at most. With redrawn speeds
-    each further one is rarer; a digit still outside after five is put on the wall.
-
-    Args:
-        digits: uint8 `(digits, n, n)`, on any device; videos are made on that device. Frames have
-            64 / 28 times their size.
-        deterministic: reflect at walls rather than redraw the speed.
-    """
-
-    def __init__(self, digits: Tensor, *, deterministic: bool):
-        self.digits = digits.flatten(1)
-        self.size = digits.shape[-1] * BOX // DIGIT
-        self.deterministic = deterministic
-        self.bounces = 2 if deterministic else 5
-        self.device = digits.device
-        pixel = torch.arange(digits.shape[-1], device=self.device)
-        # A digit's pixels in a flat frame.
-        self.window = (self.size * pixel[:, None] + pixel).flatten()
-
-    def draw(self, count: int, frames: int, generator: torch.Generator) -> Clips:
-        """Return `count` grey videos of `frames` frames.
-
-        Args:
-            count: batch size B.
-            frames: length T.
-            generator: of random numbers, on the device of the digits.
-        """
-        return self._render(*self._draw_scenes(count, frames, generator))
-
-    def batches(self, count: int, frames: int, seed: int, first: int = 0) -> Iterator[Clips]:
-        """Yield training batches from step `first` on, as `srvp.data.VideoSource` says."""
-        at_once, rendered = steps_at_once(self.device)
-        for block in count_from(first // at_once):
-            generator = interface.generator(seed, block, self.device)
-            scenes = self._draw_scenes(at_once * count, frames, generator)
-            parts = zip(*(part.split(rendered * count) for part in scenes), strict=True)
-            starts = range(block * at_once, (block + 1) * at_once, rendered)
-            for start, part in zip(starts, parts, strict=True):
-                if start + rendered > first:
-                    batches = self._render(*part).frames.split(count)
-                    yield from map(Clips, batches[max(first - start, 0) :])
-
-    def _draw_scenes(
-        self, count: int, frames: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Return the digits `(count, 2)`, by number, and their positions."""
-        positions = self.draw_positions(count, frames, generator)
-        shape = (count, DIGITS)
-        chosen = torch.randint(len(self.digits), shape, generator=generator, device=self.device)
-        return chosen, positions
-
-    def draw_positions(self, count: int, frames: int, generator: torch.Generator) -> Tensor:
-        """Return rows and columns of the digits in pixels, int64 `(count, frames, 2 digits, 2)`."""
-        shape = (count, DIGITS, 2)
-        position = self._draw_whole(0, LIMIT, shape, generator)
-        speed = self._draw_whole(-MAX_SPEED, MAX_SPEED, shape, generator)
-        if not self.deterministic:  # of all bounces at once
-            all_bounces = (frames, self.bounces, *shape)
-            new_speeds = self._draw_whole(-MAX_SPEED, MAX_SPEED, all_bounces, generator)
-        path = []
-        for t in range(frames):
-            for bounce in range(self.bounces):
-                if self.device.type == "cpu" and not _outside(position).any():
-                    break  # on a GPU, to ask would take longer than to go on
-                new_speed = speed if self.deterministic else new_speeds[t, bounce]
-                position, speed = self._bounce(position, speed, new_speed)
-            position = position.clamp(0, LIMIT)
-            path.append(position)
-            position = position + speed
-        return torch.stack(path, dim=1).mul(self.size / BOX).round().long()
-
-    def _bounce(self, position: Tensor, speed: Tensor, new_speed: Tensor) -> tuple[Tensor, Tensor]:
-        """Return positions and speeds after the first wall each digit met, if it met one."""
-        overshoot, outside = _overshoot(position), _outside(position)
-        # The wall met first is the one that the path crossed longest ago.
-        since = torch.where(outside, overshoot / speed.abs().clamp(min=1), 0.0)
-        remaining = since.amax(dim=-1, keepdim=True)
-        hit_wall = outside & (since == remaining)
-        contact = position - speed * remaining
-        inwards = torch.where(position < 0, 1.0, -1.0)
-        new_speed = torch.where(hit_wall, inwards * new_speed.abs(), new_speed)
-        bounced = outside.any(dim=-1, keepdim=True)
-        position = torch.where(bounced, contact + new_speed * remaining, position)
-        return position, torch.where(bounced, new_speed, speed)
-
-    def _draw_whole(self, low: int, high: int, shape: tuple, generator: torch.Generator) -> Tensor:
-        """Return whole numbers from `low` to `high`, float32."""
-        x = torch.randint(low, high + 1, shape, generator=generator, device=self.device)
-        return x.float()
-
-    def _render(self, chosen: Tensor, positions: Tensor) -> Clips:
-        """Add the digits `(B, 2)`, by number, up at `positions` `(B, T, 2, 2)`, saturating."""
-        count, frames = positions.shape[:2]
-        shapes = self.digits[chosen]
-        canvas = torch.zeros(count, frames, self.size * self.size, device=self.device)
-        for digit in range(DIGITS):
-            row, column = positions[:, :, digit].unbind(-1)
-            index = (self.size * row + column)[..., None] + self.window
-            value = shapes[:, None, digit].expand(-1, frames, -1).float()
-            canvas.scatter_add_(2, index, value)
-        return Clips(canvas.clamp(max=255).div(255).view(count, frames, 1, self.size, self.size))
-
-
-def _overshoot(position: Tensor) -> Tensor:
-    return (position - position.clamp(0, LIMIT)).abs()
-
-
-def _outside(position: Tensor) -> Tensor:
-    return _overshoot(position) > TOLERANCE

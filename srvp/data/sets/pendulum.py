@@ -44,26 +44,28 @@ def prepare(raw: Path, out: Path, config: DataConfig) -> None:
         simulated.write(out, request, config, videos, angles=angles, angular_velocities=velocities)
 
 
-def simulate(random: np.random.Generator, count: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """Let N pendulums swing through T frames.
+def simulate(
+    random: np.random.Generator, count: int, frames: int, rate: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Let N pendulums swing through T frames, of which `rate` take the time of one.
 
     Returns:
         Angles and angular velocities `(N, T)`. Fewer pendulums or frames are the first of more.
     """
     widest = np.array([math.pi, FASTEST])
-    return swing(random.uniform(-widest, widest, (count, 2)).T, frames)
+    return swing(random.uniform(-widest, widest, (count, 2)).T, frames, rate)
 
 
-def swing(start: np.ndarray, frames: int) -> tuple[np.ndarray, np.ndarray]:
+def swing(start: np.ndarray, frames: int, rate: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Let pendulums swing from angles and angular velocities `(2, N)`.
 
     Returns:
-        Angles in [-pi, pi) and angular velocities `(N, frames)`.
+        Angles in [-pi, pi) and angular velocities `(N, frames)`, `rate` frames every 0.1 s.
     """
     state, states = start, [start]
     for _ in range(frames - 1):
         for _ in range(STEPS):
-            state = _step(state, FRAME_TIME / STEPS)
+            state = _step(state, FRAME_TIME / STEPS / rate)
         states.append(state)
     angles, velocities = np.stack(states, axis=-1)
     return (angles + math.pi) % (2 * math.pi) - math.pi, velocities

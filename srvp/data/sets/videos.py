@@ -38,12 +38,7 @@ def prepare(raw: Path, out: Path, config: DataConfig) -> None:
     Frames are cropped, then resized (Lanczos). Test videos are cut into clips that do not overlap;
     if they are more than `config.test_videos`, as many are taken at even distances.
     """
-    videos, left_out = search(
-        raw,
-        test_fraction=config.test_fraction,
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
-    )
+    videos, left_out = search(raw, **config.split)
     for fold in FOLDS:
         if all(video.fold != fold for video in videos):
             raise ValueError(

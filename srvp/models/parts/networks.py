@@ -19,8 +19,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from srvp.models.interface import VideoShape
-from srvp.models.parts.fast import winograd
-from srvp.models.parts.fast.patches import Overlap, patches
+from srvp.models.parts.fast import choice
+from srvp.models.parts.fast.folding import FoldedBlock
+from srvp.models.parts.fast.patches import Overlap, PhasesToImage, patches
 
 IMAGE = 4  # channels of an image, at most
 
@@ -31,14 +32,13 @@ class DownConv(nn.Conv2d):
     def __init__(self, channels: int, out: int, bias: bool = False):
         super().__init__(channels, out, 4, 2, 1, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Map `(N, C, H, W)` to `(N, O, H / 2, W / 2)`."""
         if x.is_cuda and self.in_channels <= IMAGE:
-            y = F.linear(patches(x), self.weight.flatten(1), self.bias)
-            return y.permute(0, 3, 1, 2)
-        if _is_wide(self) and winograd.pays(x, self.weight, side=8):
-            return _add_bias(winograd.down(x, self.weight), self.bias)
-        return super().forward(x)
+            return F.linear(patches(x), weight.flatten(1), bias).permute(0, 3, 1, 2)
+        if convolve := choice.down(x, weight):
+            return _add_bias(convolve(x, weight), bias)
+        return super()._conv_forward(x, weight, bias)
 
 
 class UpConv(nn.ConvTranspose2d):
@@ -49,9 +49,12 @@ class UpConv(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, O, H, W)` to `(N, C, 2H, 2W)`."""
-        if _is_wide(self) and winograd.pays(x, self.weight, side=4):
-            return _add_bias(winograd.up(x, self.weight), self.bias)
-        return super().forward(x)
+        return self._conv_forward(x, self.weight, self.bias)
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if convolve := choice.up(x, weight):
+            return _add_bias(convolve(x, weight), bias)
+        return F.conv_transpose2d(x, weight, bias, 2, 1)
 
 
 class ToVector(nn.Conv2d):
@@ -74,16 +77,20 @@ class FromVector(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, O, 1, 1)` to `(N, C, 4, 4)`."""
-        weight = self.weight.permute(0, 2, 3, 1)  # (O, 4, 4, C)
+        return self._conv_forward(x, self.weight, self.bias)
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        weight = weight.permute(0, 2, 3, 1)  # (O, 4, 4, C)
         y = (x.flatten(1) @ weight.flatten(1)).unflatten(1, weight.shape[1:])
-        return _add_bias(y.permute(0, 3, 1, 2), self.bias)
+        return _add_bias(y.permute(0, 3, 1, 2), bias)
 
 
 class UpToImage(nn.ConvTranspose2d):
     """A transposed 4x4 convolution that doubles the resolution, to one or three channels.
 
-    So few channels leave a convolution's inner loops nearly empty. Here every pixel's 4x4 patches
-    are one row of a matrix product; overlapping patches are then added up.
+    So few channels leave a convolution's inner loops nearly empty. On a GPU every pixel's 4x4
+    patches are one row of a matrix product, and overlapping patches are then added up; on a CPU the
+    four phases of the image are channels of one convolution.
     """
 
     def __init__(self, channels: int, out: int, bias: bool = False):
@@ -94,16 +101,11 @@ class UpToImage(nn.ConvTranspose2d):
         if x.is_cuda and self.out_channels <= IMAGE:
             products = x.permute(0, 2, 3, 1) @ self.weight.flatten(1)
             return _add_bias(Overlap.apply(products.float()), self.bias)
-        if len(self.weight) < winograd.NARROW or winograd.precision(x) != torch.float32:
-            return super().forward(x)
-        h, w = x.shape[2:]
-        products = x.permute(0, 2, 3, 1).flatten(1, 2) @ self.weight.flatten(1)  # (N, H W, 16C)
-        image = F.fold(products.transpose(1, 2), (2 * h, 2 * w), 4, padding=1, stride=2)
-        return _add_bias(image, self.bias)
-
-
-def _is_wide(layer: nn.Module) -> bool:
-    return min(layer.weight.shape[:2]) >= winograd.NARROW
+        if x.device.type == "cpu" and self.out_channels <= IMAGE:
+            dtype = choice.precision(x)
+            image = PhasesToImage.apply(x.to(dtype), self.weight.to(dtype))
+            return _add_bias(image, self.bias)
+        return super().forward(x)
 
 
 def _add_bias(x: Tensor, bias: Tensor | None) -> Tensor:
@@ -112,7 +114,8 @@ def _add_bias(x: Tensor, bias: Tensor | None) -> Tensor:
 
 def conv_block(conv: nn.Module) -> nn.Sequential:
     """A convolution, batch normalisation and LeakyReLU(0.2)."""
-    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.LeakyReLU(0.2, inplace=True))
+    norm, activation = nn.BatchNorm2d(conv.out_channels), nn.LeakyReLU(0.2, inplace=True)
+    return FoldedBlock(conv, norm, activation)
 
 
 def conv3(channels: int, out: int, bias: bool = False) -> nn.Sequential:

@@ -2,14 +2,22 @@
 
 from collections.abc import Mapping
 from itertools import cycle
+from math import ceil
+from textwrap import fill
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from srvp.metrics.table import METRICS
 from srvp.report.figures.style import WIDTH
 
-TERMS = {"total": "loss", "validation_psnr": "validation PSNR, best sample (dB)"}  # of any model
+TERMS = {  # of any model
+    "total": "loss",
+    "validation_psnr": "validation PSNR, best sample (dB)",
+    "validation_energy": "validation energy score",
+}
+PSNR_OF_FRAME = "validation_psnr_"  # and the number of the predicted frame
 DASHES = ("-", "--", ":", "-.")
 
 
@@ -40,22 +48,32 @@ def metric_curves(curves: pd.DataFrame) -> Figure:
 
 
 def training_curves(history: pd.DataFrame, terms: Mapping[str, str]) -> Figure:
-    """Draw the terms of the loss and the validation PSNR against the optimisation step.
+    """Draw the terms of the loss and the validation scores against the optimisation step.
+
+    The PSNR of single frames is dotted beside the validation PSNR.
 
     Args:
-        history: the rows of a run's curves, one column per quantity.
+        history: the rows of a run's curves, one column per quantity. Terms that are always 0, since
+            the model leaves them out, are not drawn.
         terms: how the model calls its terms (`ModelConfig.terms`), such as "KL of z (nats)".
             Others are called by their column's name.
     """
-    names = [name for name in history if name not in ("step", "lr")]
-    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
-    axes = figure.subplots(2, (len(names) + 1) // 2, sharex=True, squeeze=False)
+    frames = [name for name in history if name.startswith(PSNR_OF_FRAME)]
+    left_out = {"step", "lr", *frames}
+    names = [name for name in history if name not in left_out and history[name].any()]
+    rows = max(2, ceil(len(names) / 4))
+    columns = ceil(len(names) / rows)
+    figure = Figure(figsize=(WIDTH, 1.7 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, squeeze=False)
     for name, ax in zip(names, axes.flat, strict=False):
         shown = history[["step", name]].dropna()
         ax.plot(shown["step"], shown[name], marker="." if len(shown) < 20 else None, lw=1)
-        title, _, unit = (TERMS | dict(terms)).get(name, name).partition(" (")
-        ax.set(title=title, ylabel=unit.removesuffix(")"))
+        called = (TERMS | dict(terms)).get(name, name.replace("_", " "))
+        title, _, unit = called.partition(" (")
+        ax.set(title=fill(title, 80 // columns), ylabel=unit.removesuffix(")"))
         settled = shown[name].iloc[len(shown) // 20 :]  # the first steps would hide the rest
+        if name == "validation_psnr":
+            _add_frames(ax, history, frames)
         if len(shown) > 20 and settled.nunique() > 1:
             ax.set_ylim(settled.min(), settled.max())
     for ax in axes[-1]:
@@ -63,3 +81,11 @@ def training_curves(history: pd.DataFrame, terms: Mapping[str, str]) -> Figure:
     for ax in axes.flat[len(names) :]:
         ax.remove()
     return figure
+
+
+def _add_frames(ax: Axes, history: pd.DataFrame, frames: list[str]) -> None:
+    for name in frames:
+        shown = history[["step", name]].dropna()
+        ax.plot(shown["step"], shown[name], ":", lw=1, label=name.removeprefix(PSNR_OF_FRAME))
+    if frames:
+        ax.legend(title="frame", ncols=len(frames), loc="best")

@@ -35,7 +35,7 @@ def distance_to_nearest(keypoints: np.ndarray, centres: np.ndarray, size: int) -
 def keypoint_grid(
     rows: Mapping[str, np.ndarray],
     keypoints: Mapping[str, np.ndarray],
-    given: int,
+    given: int | Mapping[str, int],
     columns: Sequence[int],
     title: str = "",
 ) -> Figure:
@@ -46,7 +46,7 @@ def keypoint_grid(
     Args:
         rows: videos by label, uint8 `(T, C, H, W)`.
         keypoints: of every frame, `(T, K, 3)`, by the same labels.
-        given: how many frames were given to the model.
+        given: how many frames were given to the model; by label, if the rows differ in it.
         columns: which frames to draw, counted from 0.
         title: of the figure.
     """

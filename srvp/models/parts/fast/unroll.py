@@ -1,15 +1,21 @@
 """All residual updates of a video at once: y <- y + dt f(y, z), f a perceptron.
 
-The loop over time is what keeps a GPU waiting: each update is a few small matrix products. Of the
-work around them, only what the next update needs stays in the loop. What z adds to the first layer
-is one product for all frames, and so is, after the loop backward, the gradient of every weight. In
-a loop of PyTorch's own operations each update makes a gradient of every weight, which are then
-added up.
+The loop over time is what keeps a GPU waiting, and the threads of a CPU: each update is a few small
+matrix products. Of the work around them, only what the next update needs stays in the loop. What z
+adds to the first layer is one product for all frames, and so is, after the loop backward, the
+gradient of every weight. In a loop of PyTorch's own operations each update makes a gradient of
+every weight, which are then added up.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+
+def pays(f: nn.Module, y: Tensor, z: Tensor) -> bool:
+    """Whether `unroll_mlp` is faster than a loop; without gradients a CPU gains nothing."""
+    perceptron = isinstance(f, nn.Sequential) and z.shape[1] > 0
+    return perceptron and (y.is_cuda or torch.is_grad_enabled())
 
 
 def unroll_mlp(f: nn.Sequential, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,8 @@ their sums are bfloat16, and the weights stay float32. They are rounded before t
 so results are off by 1.2 % (root mean square; the gradient of a weight by up to 2 %). The direct
 convolution in bfloat16 is off by 0.3 %.
 
-`pays` says when this is faster than PyTorch's own convolution: for wide layers and many maps.
+`srvp.models.parts.fast.choice` says when this is faster than PyTorch's own convolution: for wide
+layers and many maps.
 
 Shapes: N frames; frames side x (N, H, W, C), maps side y (N, H / 2, W / 2, O); channels last. A
 tile is 4x4 positions of y, and the 10x10 positions of x that they see; there are P of them in all.
@@ -31,13 +32,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
-NARROW = 64  # channels on either side below which PyTorch's own convolution is as fast
 FEW = 32  # tiles in all below which transforming the weight costs more than it saves
 TILES_AT_ONCE = 240  # so many tiles, transformed, stay in the processor's cache
-# AMX multiplies bfloat16 so fast that the maps around the products cost more than they save.
-HAS_AMX = torch.cpu._is_amx_tile_supported()
-PRECISIONS = (torch.float32,) if HAS_AMX else (torch.float32, torch.bfloat16)
 POINTS = (0.0, 1.0, -0.5, -2.0)  # and infinity; of all simple ones they round least
 
 
@@ -59,18 +57,17 @@ G = _kronecker_square(_powers(2) / SCALE)  # (25, 4)
 B = _kronecker_square(torch.linalg.inv(_powers(5)).T * SCALE)  # (25, 25): B^T above, on both axes
 
 
-def precision(x: Tensor) -> torch.dtype | None:
-    """Return the type that x is convolved in on a CPU; None on another device."""
-    if x.device.type != "cpu":
-        return None
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+def fits(n: int, h: int, w: int) -> bool:
+    """Whether n maps of h x w positions are whole tiles, and enough of them."""
+    return h % 4 == w % 4 == 0 and n * h * w >= FEW * 16
 
 
-def pays(x: Tensor, weight: Tensor, side: int) -> bool:
-    """Whether x, of whole tiles of `side` positions, is better convolved by F(4, 2)."""
-    n, _, h, w = x.shape
-    enough = min(weight.shape[:2]) >= NARROW and n * h * w >= FEW * side**2
-    return enough and h % side == w % side == 0 and precision(x) in PRECISIONS
+_TRANSFORMED = WeakTensorKeyDictionary()  # of weights that do not change
+
+
+def keep_transformed(weight: Tensor) -> None:
+    """Transform a weight only once: it does not change any more."""
+    _TRANSFORMED[weight] = []
 
 
 def down(x: Tensor, weight: Tensor) -> Tensor:
@@ -85,7 +82,6 @@ def up(x: Tensor, weight: Tensor) -> Tensor:
 
 def _apply(function: type["_Down"] | type["_Up"], x: Tensor, weight: Tensor) -> Tensor:
     """Convolve x; the weight stays float32, and its transformation is rounded to the type of x."""
-    x = x.to(precision(x))
     with torch.autocast("cpu", enabled=False):
         return function.apply(x, weight, torch.is_grad_enabled() and weight.requires_grad)
 
@@ -233,9 +229,15 @@ def _map_tiles(y: Tensor) -> Tensor:
 
 def _transform_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """G g: from `(O, C, 4, 4)` to `(25, O, 4C)`, rounded to `dtype`."""
+    kept = _TRANSFORMED.get(weight)
+    if kept and kept[0].dtype == dtype:
+        return kept[0]
     out, c = weight.shape[:2]
     taps = weight.view(out, c, 2, 2, 2, 2).permute(2, 4, 0, 3, 5, 1)  # row, column, O, p, q, C
-    return (G @ taps.reshape(4, -1)).view(25, out, 4 * c).to(dtype)
+    transformed = (G @ taps.reshape(4, -1)).view(25, out, 4 * c).to(dtype)
+    if kept is not None:
+        kept[:] = [transformed]
+    return transformed
 
 
 def _adjoint_weight(products: Tensor) -> Tensor:

@@ -1,0 +1,137 @@
+"""Figures of what all samples of a clip are worth together: is their spread honest, what luck pays.
+
+All take the rows of `forecasts.csv`: columns predictor, measure, at, value and ci95 (see
+`srvp.evaluation.forecasts.rows`), of one or several predictors.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from srvp.report.figures.style import CURVES, OTHERS, WIDTH
+
+OVERCONFIDENT = "#d55e00"  # of the region below 1
+
+
+def reliability(forecasts: pd.DataFrame) -> Figure:
+    """Draw spread over skill against the frame, and how often the truth is the odd one out.
+
+    Samples of an honest forecast differ from each other as much as the truth differs from them: a
+    curve at 1, flat bars. The bars are the rank histogram of the distance to the mean of a group.
+    """
+    names = _predictors(forecasts, "spread_skill")
+    columns = min(len(names), 4)
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(WIDTH, 2.3 + 1.2 * rows), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[1.8, 0.5 + 1.2 * rows])
+    colors = dict(zip(names, _colors(names), strict=True))
+    ax = upper.subplots()
+    _curves(ax, forecasts, "spread_skill", colors)
+    top = min(max(1.25, ax.get_ylim()[1]), 2)  # early frames of few clips have wide intervals
+    ax.axhline(1, color="black", lw=0.8)
+    ax.axhspan(0, 1, color=OVERCONFIDENT, alpha=0.08, lw=0)
+    ax.set(ylim=(0, top), xlabel="frame", ylabel="spread / error")
+    ax.locator_params(axis="x", integer=True)
+    ax.text(0.01, 0.03, "overconfident: futures too alike", transform=ax.transAxes, fontsize=7)
+    ax.text(0.01, 0.97, "futures too different", transform=ax.transAxes, fontsize=7, va="top")
+    upper.legend(loc="outside upper center", ncols=columns)
+    panels = lower.subplots(rows, columns, sharey=True, squeeze=False)
+    for name, ax in zip(names, panels.flat, strict=False):
+        _bars(ax, forecasts, name, colors[name])
+    for ax in panels.flat[len(names) :]:
+        ax.remove()
+    panels[0, 0].set_ylabel("share of frames")
+    told = "flat is honest; a tall right end: the truth is the odd one out, overconfident"
+    lower.suptitle(told, fontsize=8)
+    lower.supxlabel("of ten samples, how many are nearer to the others than the truth", fontsize=8)
+    return figure
+
+
+def best_of(forecasts: pd.DataFrame, metric: str = "psnr", label: str = "PSNR (dB)") -> Figure:
+    """Draw the score of the best of N samples against N; dotted, that of their mean (PSNR).
+
+    Where the dotted line is high, the score pays for hedging.
+    """
+    names = _predictors(forecasts, f"best_of_{metric}")
+    figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+    ax = figure.subplots()
+    colors = dict(zip(names, _colors(names), strict=True))
+    _curves(ax, forecasts, f"best_of_{metric}", colors)
+    means = forecasts[forecasts["measure"] == "psnr_of_mean"].groupby("predictor")["value"].mean()
+    for name in names if metric == "psnr" else ():
+        ax.axhline(means[name], ls=":", color=colors[name])
+    numbers = sorted(forecasts.loc[forecasts["measure"] == f"best_of_{metric}", "at"].unique())
+    ax.set(xscale="log", xlabel="N samples", ylabel=f"best of N: {label}", xticks=numbers)
+    ax.set_xticklabels([f"{n:g}" for n in numbers])
+    ax.minorticks_off()
+    _legend(ax, len(names), "dotted: the mean of all samples" if metric == "psnr" else "")
+    return figure
+
+
+def spread_and_error(forecasts: pd.DataFrame) -> Figure:
+    """Draw the error of the mean of the samples against the frame; dashed, their spread."""
+    names = _predictors(forecasts, "spread")
+    figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+    ax = figure.subplots()
+    colors = dict(zip(names, _colors(names), strict=True))
+    _curves(ax, forecasts, "error", colors)
+    _curves(ax, forecasts, "spread", colors, "--")
+    ax.set(xlabel="frame", ylabel="of a pixel in [0, 1]", ylim=(0, None))
+    _legend(ax, len(names), "error of the mean; dashed: spread (diversity)")
+    return figure
+
+
+def digit_tracks(tracks: pd.DataFrame) -> Figure:
+    """Draw how far digits are from their true places, and how many are still themselves.
+
+    Args:
+        tracks: columns predictor, frame, error (pixels) and kept (share), a row per frame.
+    """
+    names = list(tracks["predictor"].unique())
+    figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for name, color in zip(names, _colors(names), strict=True):
+        line = tracks[tracks["predictor"] == name]
+        for ax, column in zip(axes, ("error", "kept"), strict=True):
+            ax.plot(line["frame"], line[column], color=color, label=name)
+    axes[0].set(xlabel="frame", ylabel="distance of a digit (pixels)", ylim=(0, None))
+    axes[1].set(xlabel="frame", ylabel="digits that keep their shape", ylim=(0, 1.02))
+    axes[0].legend()
+    return figure
+
+
+def _predictors(forecasts: pd.DataFrame, measure: str) -> list[str]:
+    return list(forecasts.loc[forecasts["measure"] == measure, "predictor"].unique())
+
+
+def _colors(names: Sequence[str]) -> list[str]:
+    """Return a colour each, grey for the perfect model, which is no competitor."""
+    colors = iter(CURVES * len(names))
+    return [OTHERS if name == "perfect model" else next(colors) for name in names]
+
+
+def _curves(
+    ax: Axes, forecasts: pd.DataFrame, measure: str, colors: Mapping[str, str], dash: str = "-"
+) -> None:
+    shown = forecasts[forecasts["measure"] == measure]
+    for name, color in colors.items():
+        line = shown[shown["predictor"] == name]
+        ax.plot(line["at"], line["value"], dash, color=color, label=name)
+        low, high = line["value"] - line["ci95"], line["value"] + line["ci95"]
+        ax.fill_between(line["at"], low, high, color=color, alpha=0.15, lw=0)
+
+
+def _bars(ax: Axes, forecasts: pd.DataFrame, name: str, color: str) -> None:
+    ranks = forecasts[forecasts["measure"] == "rank_distance"]
+    shares = ranks[ranks["predictor"] == name]
+    ax.bar(shares["at"], shares["value"], width=0.9, color=color)
+    ax.axhline(1 / len(shares), color="black", lw=0.8)
+    ax.set_title(name)
+
+
+def _legend(ax: Axes, count: int, title: str) -> None:
+    """Draw a legend of the first `count` curves."""
+    handles, labels = ax.get_legend_handles_labels()
+    ax.legend(handles[:count], labels[:count], title=title, title_fontsize=7)
