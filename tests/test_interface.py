@@ -58,7 +58,7 @@ def predict(model, frames, count, total, samples=2, predicted=PREDICTED):
 def test_all_models_are_here():
     found = [info.name for info in pkgutil.iter_modules(models.__path__)]
     named = {name for name in found if model_config(name) is not None}
-    assert named == {name.split("_")[0] for name in KINDS}
+    assert named == {type(config).__module__.rpartition(".")[2] for config, _ in KINDS.values()}
 
 
 def test_predictions_have_the_form_that_the_contract_asks_for(model, frames):

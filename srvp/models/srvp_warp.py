@@ -1,4 +1,4 @@
-"""SRVP with a decoder that moves pixels: layers, cut out of the given frames, at places of the state.
+"""SRVP with a decoder that moves pixels: layers of the given frames, at places that states tell.
 
 Not of the paper. Its latent variables, its inference by encodings, its residual updates and its
 ELBO are SRVP's. What departs:
@@ -6,12 +6,12 @@ ELBO are SRVP's. What departs:
     content    w holds the layers of the first k given frames (`parts/layers.py`), a still
                background, and SRVP's content vector
     encoding   h_t of a frame of 16x16 cells, joined by the places of the layers and their speeds
-    state      y begins with the places and their velocities, z with the change of the velocities:
-               posterior means start at what is seen, and move the state besides f
+    state      y begins with the places and their velocities; y_1 starts at those seen. Layers move
+               on by themselves and are reflected at walls that are learnt; f adds to all of it
     frame      x_t = (1 - a) (background + layers at places(y_t)) + a g(w, y_t): the appearance
                head g and its mask a are drawn with 16x16 cells
     objective  the likelihood of some of the frames, scaled up (unbiased); a Huber loss between the
-               places of y_t and those seen; the weight of KLs and residuals rises in the first steps
+               places of y_t and those seen; KLs and residuals weigh less in the first steps
 
 All frames are drawn at once, at any frame rate: nothing that was predicted is fed back.
 
@@ -35,7 +35,6 @@ from srvp.schema import ConfigError, Count, Real
 
 UNIT = 10 / 64  # of the frame's size: how far from its middle a coordinate of 1 is
 SPEED = 0.25  # coordinates per frame: what a velocity of 1 is
-TURN = 0.8  # change of a velocity that is half believed at first
 HIDDEN = 4.0  # logit by which the appearance head starts hidden
 
 
@@ -43,15 +42,15 @@ HIDDEN = 4.0  # logit by which the appearance head starts hidden
 class Config(srvp.Config):
     """Those of SRVP, and of the layers."""
 
-    terms = srvp.Config.terms | {"place": "error of the places (pixels)"}  # noqa: RUF012
+    terms = srvp.Config.terms | {"place": "error of the places (pixels)"}
     layers: Count = 2  # K
     window: Count = 32  # n: pixels of a layer's window
     rounds: Count = 5  # of separating layers and correcting their places
     background: Literal["black", "median"] = "black"  # or the median of the k given frames
     appearance: bool = True  # draw what is no layer; without it black stays exactly black
     decoded_frames: Count = 3  # of a training sequence, drawn at random
-    beta_start: Real = 1.0  # of the weights of KLs and residuals at step 1, as a part of the final ones
-    beta_steps: Count = 1  # in which it rises to 1, geometrically
+    beta_start: Real = 1.0  # factor of the weights of KLs and residuals at step 1 ...
+    beta_steps: Count = 1  # ... and the steps in which it becomes 1, geometrically
     place_weight: Real = 1.0  # of the error of the places, in pixels
 
     def __post_init__(self) -> None:
@@ -61,11 +60,10 @@ class Config(srvp.Config):
                 "srvp_warp has no skip connections, no other transition and needs z: expected "
                 "skip_connections: false, transition: residual and nz of at least 1"
             )
-        if self.ny < 4 * self.layers or self.nz < 2 * self.layers or self.inference_frames < 2:
+        if self.ny < 4 * self.layers or self.inference_frames < 2:
             raise ConfigError(
-                f"ny is {self.ny}, nz {self.nz}, inference_frames {self.inference_frames}; expected "
-                f"at least {4 * self.layers} (a place and a velocity of every layer), "
-                f"{2 * self.layers} (a change of velocity) and 2"
+                f"ny is {self.ny}, inference_frames {self.inference_frames}; "
+                f"expected at least {4 * self.layers} (place and velocity of every layer) and 2"
             )
 
     def build(self, shape: VideoShape) -> "SRVPWarp":
@@ -83,7 +81,7 @@ class Randomness(NamedTuple):
 class Sight(NamedTuple):
     """What is seen in frames before anything is inferred."""
 
-    h: Tensor  # (B, T, nhx + 6K) encodings
+    h: Tensor  # (B, T, nhx + 4K) encodings
     places: Tensor  # (B, T, K, 2) in pixels
     images: Tensor  # (B, K C n n [+ C H H]): contents, and the background if there is one
 
@@ -102,27 +100,35 @@ class Loss(NamedTuple):
 class MovingTransition(MLPTransition):
     """dy/dt = f(y, z) plus motion: the first coordinates move by the velocities that follow them.
 
-    The first of z change these velocities.
+    Places are reflected at walls, and velocities with them.
 
     Args:
         f: as in SRVP.
         places: coordinates that are places, 2K.
+        wall: largest coordinate of a place, at first; it is learnt.
     """
 
-    def __init__(self, f: nn.Module, places: int):
+    def __init__(self, f: nn.Module, places: int, wall: float):
         super().__init__(f)
         self.places = places
+        self.wall = nn.Parameter(torch.tensor(wall))
 
     def forward(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
         """As `srvp.ResidualTransition`; the residuals are those of f alone."""
         states, residuals, n = [], [], self.places
         for _ in range(euler_steps):
             residuals.append(self.f(torch.cat([y, z], dim=-1)) / euler_steps)
-            velocity = y[..., n : 2 * n] + z[..., :n] / euler_steps
-            moved = y[..., :n] + SPEED * velocity / euler_steps
-            y = torch.cat([moved, velocity, y[..., 2 * n :]], dim=-1) + residuals[-1]
+            place, velocity = self.move(y[..., :n], y[..., n : 2 * n], SPEED / euler_steps)
+            y = torch.cat([place, velocity, y[..., 2 * n :]], dim=-1) + residuals[-1]
             states.append(y)
         return torch.stack(states, dim=1), torch.stack(residuals, dim=1)
+
+    def move(self, place: Tensor, velocity: Tensor, time: float) -> tuple[Tensor, Tensor]:
+        """Return places and velocities, coordinates `(..., 2K)`, after uniform motion."""
+        place = place + time * velocity
+        outside = (place.abs() > self.wall) & (place * velocity > 0)
+        place = torch.where(outside, 2 * self.wall * place.sign() - place, place)
+        return place, torch.where(outside, -velocity, velocity)
 
 
 class SRVPWarp(SRVP):
@@ -131,7 +137,7 @@ class SRVPWarp(SRVP):
     def __init__(self, config: Config, shape: VideoShape):
         VideoModel.__init__(self, config, shape)
         c, glance = config, VideoShape(shape.channels, layers.CELLS)
-        seen = c.nhx + 6 * c.layers
+        seen = c.nhx + 4 * c.layers
         self.encoder = networks.ENCODERS[c.architecture](glance, c.nf, c.nhx)
         if c.appearance:
             masked = VideoShape(shape.channels + 1, layers.CELLS)
@@ -145,13 +151,14 @@ class SRVPWarp(SRVP):
         self.p_z = networks.mlp(c.ny, c.nh_res, 2 * c.nz, c.nlayers_res)
         f = networks.mlp(c.ny + c.nz, c.nh_res, c.ny, c.nlayers_res)
         networks.init_orthogonal(f, c.res_gain)
-        self.transition = MovingTransition(f, 2 * c.layers)
+        # At first, windows leave the frame by a sixteenth: contents are smaller than they are.
+        wall = (1 - 7 / 8 * c.window / shape.size) / (2 * UNIT)
+        self.transition = MovingTransition(f, 2 * c.layers, wall)
         networks.init_convolutions(self.encoder)
         with torch.no_grad():  # at first, layers move on as they are seen to, nearly for certain
-            for last, size in (self.q_y[-1], c.ny), (self.q_z, c.nz), (self.p_z[-1], c.nz):
-                last.weight.mul_(0.1)
-                last.bias[size:] = -3.0
-            f[-1].weight.mul_(0.01)
+            self.q_y[-1].weight.mul_(0.1)
+            self.q_y[-1].bias[c.ny :] = -3.0
+            f[-1].weight.mul_(0.2)
 
     def draw_randomness(
         self, count: int, frames: int, step: int, generator: torch.Generator
@@ -179,10 +186,9 @@ class SRVPWarp(SRVP):
         at = self._coordinates(places)
         speed = at.diff(dim=1) / SPEED
         speed = torch.cat([speed[:, :1], speed], dim=1)
-        turn = F.pad(speed.diff(dim=1), (0, 0, 1, 0))
         small = F.adaptive_avg_pool2d(x.flatten(0, 1), layers.CELLS)
         h = self.encoder(small)[0].unflatten(0, x.shape[:2])
-        h = torch.cat([h, at, speed, turn], dim=-1)
+        h = torch.cat([h, at, speed], dim=-1)
         images = [contents] if background is None else [contents, background]
         return Sight(h, places, torch.cat([image.flatten(1) for image in images], dim=1))
 
@@ -212,13 +218,8 @@ class SRVPWarp(SRVP):
         q_y = networks.softplus_normal(self.q_y(h[:, :k].flatten(1)))
         start = F.pad(h[:, 0, c.nhx : c.nhx + n], (0, c.ny - n))
         q_y = Normal(q_y.mean + start, q_y.stddev, validate_args=False)
-        turn = h[:, 1:, c.nhx + n :]
-        turn = turn * turn.square() / (turn.square() + TURN**2)  # errors of places are small turns
-        turn = F.pad(turn, (0, c.nz - n // 2))
-        q_z = self.infer_z(h)
-        q_z = Normal(q_z.mean + turn, q_z.stddev, validate_args=False)
         w = torch.cat([sight.images, self.infer_content(h[:, :k])], dim=1)
-        return Inference(q_y, q_z, w, None)
+        return Inference(q_y, self.infer_z(h), w, None)
 
     def decode(self, w: Tensor, y: Tensor, skips: None = None) -> Tensor:
         """Decode states `(B, T, ny)` with content `(B, ...)` into frames `(B, T, C, H, W)`."""
@@ -254,7 +255,7 @@ class SRVPWarp(SRVP):
         return self.rollout(y_1, z, self.config.euler_steps)
 
     def _loss(self, clips: Clips, randomness: Randomness, objective: str) -> Loss:
-        """The negative ELBO, its likelihood from some of the frames, and the error of the places."""
+        """The negative ELBO, the likelihood that of some frames, and the error of the places."""
         c, x, (noise, decoded, beta) = self.config, clips.frames, randomness
         sight = self.look(x)
         inference = self._infer(sight)

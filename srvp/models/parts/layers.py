@@ -63,7 +63,9 @@ def _spread_out(mass: Tensor, grid: Tensor, layers: int) -> Tensor:
     angle = torch.atan2(covariance, half) / 2
     deviation = ((var_row + var_column) / 2 + (half.square() + covariance.square()).sqrt()).sqrt()
     axis = deviation * torch.cat([angle.cos(), angle.sin()], dim=-1)
-    steps = torch.linspace(-0.8, 0.8, layers, device=mass.device) if layers > 1 else grid.new_zeros(1)
+    steps = (
+        torch.linspace(-0.8, 0.8, layers, device=mass.device) if layers > 1 else grid.new_zeros(1)
+    )
     return centre[:, None] + steps[:, None] * axis[:, None]
 
 
@@ -143,7 +145,8 @@ def _correction(unexplained: Tensor, contents: Tensor) -> Tensor:
     row, column = torch.gradient(contents, dim=(-2, -1))
     parts = (-3, -2, -1)
     # The added 1 keeps a content without edges where it is.
-    rr, rc, cc = (row * row).sum(parts) + 1, (row * column).sum(parts), (column * column).sum(parts) + 1
+    rr, cc = (row * row).sum(parts) + 1, (column * column).sum(parts) + 1
+    rc = (row * column).sum(parts)
     by_row = (unexplained * row[:, None]).sum(parts)
     by_column = (unexplained * column[:, None]).sum(parts)
     determinant = (rr * cc - rc * rc)[:, None]
