@@ -25,6 +25,7 @@ KINDS = {  # config and size of frames
     "srvp": (SRVP, 64),
     "srvp_gru": (replace(SRVP, transition="gru"), 64),
     "srvp_without_z": (replace(SRVP, nz=0), 64),
+    "srvp_warp": (entry("warp_tiny"), 64),
     "svg": (entry("svg_tiny"), 64),
     "sv2p": (entry("sv2p_tiny"), 32),
     "savp": (replace(entry("savp_tiny"), clip_length=GIVEN - 1), 32),
@@ -57,7 +58,7 @@ def predict(model, frames, count, total, samples=2, predicted=PREDICTED):
 def test_all_models_are_here():
     found = [info.name for info in pkgutil.iter_modules(models.__path__)]
     named = {name for name in found if model_config(name) is not None}
-    assert named == {name.split("_")[0] for name in KINDS}
+    assert named == {type(config).__module__.rpartition(".")[2] for config, _ in KINDS.values()}
 
 
 def test_predictions_have_the_form_that_the_contract_asks_for(model, frames):

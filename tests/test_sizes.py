@@ -34,6 +34,7 @@ def experiments() -> dict:
     models = {
         "srvp_dcgan": replace(tiny.model, **SMALL),
         "srvp_vgg": replace(kth.model, **SMALL, inference_frames=3),
+        "srvp_warp": load_experiment(ROOT / "params.yaml", "warp_tiny").model,
         "svg_dcgan": replace(svg.model, nf=2),
         "svg_vgg": replace(svg.model, nf=2, architecture="vgg"),
     }

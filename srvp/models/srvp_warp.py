@@ -1,0 +1,275 @@
+"""SRVP with a decoder that moves pixels: layers of the given frames, at places that states tell.
+
+Not of the paper. Its latent variables, its inference by encodings, its residual updates and its
+ELBO are SRVP's. What departs:
+
+    content    w holds the layers of the first k given frames (`parts/layers.py`), a still
+               background, and SRVP's content vector
+    encoding   h_t of a frame of 16x16 cells, joined by the places of the layers and their speeds
+    state      y begins with the places and their velocities; y_1 starts at those seen. Layers move
+               on by themselves and are reflected at walls that are learnt; f adds to all of it
+    frame      x_t = (1 - a) (background + layers at places(y_t)) + a g(w, y_t): the appearance
+               head g and its mask a are drawn with 16x16 cells
+    objective  the likelihood of some of the frames, scaled up (unbiased); a Huber loss between the
+               places of y_t and those seen; KLs and residuals weigh less in the first steps
+
+All frames are drawn at once, at any frame rate: nothing that was predicted is fed back.
+
+Shapes: as in `srvp.models.srvp`; K layers of n x n pixels. w (B, all its parts, flat).
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
+
+from srvp.models import srvp
+from srvp.models.ablations import MLPTransition
+from srvp.models.interface import Clips, VideoModel, VideoShape
+from srvp.models.parts import layers, networks
+from srvp.models.srvp import FRAMES_AT_ONCE, SRVP, Inference, Noise, Reconstruction
+from srvp.schema import ConfigError, Count, Real
+
+UNIT = 10 / 64  # of the frame's size: how far from its middle a coordinate of 1 is
+SPEED = 0.25  # coordinates per frame: what a velocity of 1 is
+HIDDEN = 4.0  # logit by which the appearance head starts hidden
+
+
+@dataclass(frozen=True)
+class Config(srvp.Config):
+    """Those of SRVP, and of the layers."""
+
+    terms = srvp.Config.terms | {"place": "error of the places (pixels)"}
+    layers: Count = 2  # K
+    window: Count = 32  # n: pixels of a layer's window
+    rounds: Count = 5  # of separating layers and correcting their places
+    background: Literal["black", "median"] = "black"  # or the median of the k given frames
+    appearance: bool = True  # draw what is no layer; without it black stays exactly black
+    decoded_frames: Count = 3  # of a training sequence, drawn at random
+    beta_start: Real = 1.0  # factor of the weights of KLs and residuals at step 1 ...
+    beta_steps: Count = 1  # ... and the steps in which it becomes 1, geometrically
+    place_weight: Real = 1.0  # of the error of the places, in pixels
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.skip_connections or self.transition != "residual" or not self.nz:
+            raise ConfigError(
+                "srvp_warp has no skip connections, no other transition and needs z: expected "
+                "skip_connections: false, transition: residual and nz of at least 1"
+            )
+        if self.ny < 4 * self.layers or self.inference_frames < 2:
+            raise ConfigError(
+                f"ny is {self.ny}, inference_frames {self.inference_frames}; "
+                f"expected at least {4 * self.layers} (place and velocity of every layer) and 2"
+            )
+
+    def build(self, shape: VideoShape) -> "SRVPWarp":
+        return SRVPWarp(self, shape)
+
+
+class Randomness(NamedTuple):
+    """Every random choice of a training step, and what changes with the step."""
+
+    noise: Noise
+    decoded: Tensor  # (B, decoded_frames) distinct frame indices
+    beta: Tensor  # (): the part of the KLs' weights
+
+
+class Sight(NamedTuple):
+    """What is seen in frames before anything is inferred."""
+
+    h: Tensor  # (B, T, nhx + 4K) encodings
+    places: Tensor  # (B, T, K, 2) in pixels
+    images: Tensor  # (B, K C n n [+ C H H]): contents, and the background if there is one
+
+
+class Loss(NamedTuple):
+    """Terms of the objective, per clip; `srvp.Loss` and the error of the places."""
+
+    total: Tensor
+    nll: Tensor
+    kl_y: Tensor
+    kl_z: Tensor
+    residual: Tensor
+    place: Tensor  # Huber loss of the distance to the places seen, summed over time and layers
+
+
+class MovingTransition(MLPTransition):
+    """dy/dt = f(y, z) plus motion: the first coordinates move by the velocities that follow them.
+
+    Places are reflected at walls, and velocities with them.
+
+    Args:
+        f: as in SRVP.
+        places: coordinates that are places, 2K.
+        wall: largest coordinate of a place, at first; it is learnt.
+    """
+
+    def __init__(self, f: nn.Module, places: int, wall: float):
+        super().__init__(f)
+        self.places = places
+        self.wall = nn.Parameter(torch.tensor(wall))
+
+    def forward(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
+        """As `srvp.ResidualTransition`; the residuals are those of f alone."""
+        states, residuals, n = [], [], self.places
+        for _ in range(euler_steps):
+            residuals.append(self.f(torch.cat([y, z], dim=-1)) / euler_steps)
+            place, velocity = self.move(y[..., :n], y[..., n : 2 * n], SPEED / euler_steps)
+            y = torch.cat([place, velocity, y[..., 2 * n :]], dim=-1) + residuals[-1]
+            states.append(y)
+        return torch.stack(states, dim=1), torch.stack(residuals, dim=1)
+
+    def move(self, place: Tensor, velocity: Tensor, time: float) -> tuple[Tensor, Tensor]:
+        """Return places and velocities, coordinates `(..., 2K)`, after uniform motion."""
+        place = place + time * velocity
+        outside = (place.abs() > self.wall) & (place * velocity > 0)
+        place = torch.where(outside, 2 * self.wall * place.sign() - place, place)
+        return place, torch.where(outside, -velocity, velocity)
+
+
+class SRVPWarp(SRVP):
+    """Stochastic latent residual video predictor that moves layers of the given frames."""
+
+    def __init__(self, config: Config, shape: VideoShape):
+        VideoModel.__init__(self, config, shape)
+        c, glance = config, VideoShape(shape.channels, layers.CELLS)
+        seen = c.nhx + 4 * c.layers
+        self.encoder = networks.ENCODERS[c.architecture](glance, c.nf, c.nhx)
+        if c.appearance:
+            masked = VideoShape(shape.channels + 1, layers.CELLS)
+            self.decoder = networks.DECODERS[c.architecture](masked, c.nf, c.nh_inf + c.ny, False)
+            networks.init_convolutions(self.decoder)
+        self.w_frame = nn.Sequential(nn.Linear(seen, c.nh_inf), nn.ReLU(inplace=True))
+        self.w_video = nn.Sequential(nn.Linear(c.nh_inf, c.nh_inf), nn.Tanh())
+        self.q_y = networks.mlp(c.inference_frames * seen, c.nh_inf, 2 * c.ny, c.nlayers_inf)
+        self.q_z_lstm = nn.LSTM(seen, c.nh_inf, batch_first=True)
+        self.q_z = nn.Linear(c.nh_inf, 2 * c.nz)
+        self.p_z = networks.mlp(c.ny, c.nh_res, 2 * c.nz, c.nlayers_res)
+        f = networks.mlp(c.ny + c.nz, c.nh_res, c.ny, c.nlayers_res)
+        networks.init_orthogonal(f, c.res_gain)
+        # At first, windows leave the frame by a sixteenth: contents are smaller than they are.
+        wall = (1 - 7 / 8 * c.window / shape.size) / (2 * UNIT)
+        self.transition = MovingTransition(f, 2 * c.layers, wall)
+        networks.init_convolutions(self.encoder)
+        with torch.no_grad():  # at first, layers move on as they are seen to, nearly for certain
+            self.q_y[-1].weight.mul_(0.1)
+            self.q_y[-1].bias[c.ny :] = -3.0
+            f[-1].weight.mul_(0.2)
+
+    def draw_randomness(
+        self, count: int, frames: int, step: int, generator: torch.Generator
+    ) -> Randomness:
+        c, random = self.config, {"generator": generator, "device": generator.device}
+        noise = self.draw_noise(count, frames, generator)
+        decoded = torch.rand(count, frames, **random).argsort(dim=1)[:, : c.decoded_frames]
+        rise = c.beta_start ** max(0.0, 1 - (step - 1) / c.beta_steps)
+        return Randomness(noise, decoded, torch.full((), rise, device=generator.device))
+
+    def look(self, x: Tensor) -> Sight:
+        """Separate the layers of the first k frames; find and encode the places of all frames."""
+        c, k = self.config, self.config.inference_frames
+        with torch.no_grad():
+            background = self._background(x[:, :k])
+            moving = x if background is None else x - background[:, None]
+            brightness = moving.abs().mean(dim=2).flatten(0, 1)
+            found = layers.find(brightness, c.layers, c.window / 6).unflatten(0, x.shape[:2])
+            found = layers.link(found)
+            contents, exact = layers.separate(moving[:, :k], found[:, :k], c.window, c.rounds)
+            later = found[:, k:] + (exact - found[:, :k]).mean(dim=1, keepdim=True)
+            if later.shape[1]:
+                later = layers.follow(moving[:, k:], later, contents, c.rounds // 2)
+            places = torch.cat([exact, later], dim=1)
+        at = self._coordinates(places)
+        speed = at.diff(dim=1) / SPEED
+        speed = torch.cat([speed[:, :1], speed], dim=1)
+        small = F.adaptive_avg_pool2d(x.flatten(0, 1), layers.CELLS)
+        h = self.encoder(small)[0].unflatten(0, x.shape[:2])
+        h = torch.cat([h, at, speed], dim=-1)
+        images = [contents] if background is None else [contents, background]
+        return Sight(h, places, torch.cat([image.flatten(1) for image in images], dim=1))
+
+    def _background(self, given: Tensor) -> Tensor | None:
+        return None if self.config.background == "black" else given.median(dim=1).values
+
+    def _coordinates(self, places: Tensor) -> Tensor:
+        """Turn places `(B, T, K, 2)` in pixels into coordinates of the state `(B, T, 2K)`."""
+        size = self.shape.size
+        return (places.flatten(2) - (size - 1) / 2) / (size * UNIT)
+
+    def places(self, y: Tensor) -> Tensor:
+        """Return the places of the layers in states `(B, T, ny)`: `(B, T, K, 2)` in pixels."""
+        size = self.shape.size
+        coordinates = y[..., : 2 * self.config.layers].unflatten(-1, (-1, 2))
+        return (size - 1) / 2 + size * UNIT * coordinates
+
+    def infer(self, clips: Clips | Tensor) -> Inference:
+        """Infer content and posterior from at least k given frames; w is of the first k."""
+        return self._infer(self.look(self.check_shape(clips).frames))
+
+    _condition = infer
+
+    def _infer(self, sight: Sight) -> Inference:
+        h, c = sight.h, self.config
+        k, n = c.inference_frames, 4 * c.layers
+        q_y = networks.softplus_normal(self.q_y(h[:, :k].flatten(1)))
+        start = F.pad(h[:, 0, c.nhx : c.nhx + n], (0, c.ny - n))
+        q_y = Normal(q_y.mean + start, q_y.stddev, validate_args=False)
+        w = torch.cat([sight.images, self.infer_content(h[:, :k])], dim=1)
+        return Inference(q_y, self.infer_z(h), w, None)
+
+    def decode(self, w: Tensor, y: Tensor, skips: None = None) -> Tensor:
+        """Decode states `(B, T, ny)` with content `(B, ...)` into frames `(B, T, C, H, W)`."""
+        c, (channels, size, _) = self.config, self.shape
+        numbers = c.layers * channels * c.window**2
+        contents, background, content = w.split(
+            [numbers, w.shape[1] - numbers - c.nh_inf, c.nh_inf], dim=1
+        )
+        contents = contents.reshape(-1, c.layers, channels, c.window, c.window)
+        background = background.reshape(len(w), -1, channels, size, size).sum(dim=1)[:, None]
+
+        def decode(y: Tensor) -> Tensor:
+            x = (background + layers.paste(contents, self.places(y), size)).clamp(0, 1)
+            if not c.appearance:
+                return x
+            vectors = torch.cat([content[:, None].expand(-1, y.shape[1], -1), y], dim=-1)
+            g = self.decoder(vectors.flatten(0, 1))
+            mask = (g[:, -1:].logit(1e-6) - HIDDEN).sigmoid()
+            g = F.interpolate(torch.cat([g[:, :-1] * mask, mask], dim=1), size, mode="bilinear")
+            g = g.unflatten(0, y.shape[:2])
+            return x * (1 - g[:, :, -1:]) + g[:, :, :-1]
+
+        return networks.in_parts(decode, y, FRAMES_AT_ONCE)
+
+    def forward(self, clips: Clips | Tensor, randomness: Randomness) -> Reconstruction:
+        inference = self.infer(clips)
+        y, residuals = self._states(inference, randomness.noise)
+        x, p_z = self.decode(inference.w, y), self.prior(y[:, :-1])
+        return Reconstruction(x, y, inference.q_y, inference.q_z, p_z, residuals)
+
+    def _states(self, inference: Inference, noise: Noise) -> tuple[Tensor, Tensor]:
+        y_1, z = networks.sample(inference.q_y, noise.y), networks.sample(inference.q_z, noise.z)
+        return self.rollout(y_1, z, self.config.euler_steps)
+
+    def _loss(self, clips: Clips, randomness: Randomness, objective: str) -> Loss:
+        """The negative ELBO, the likelihood that of some frames, and the error of the places."""
+        c, x, (noise, decoded, beta) = self.config, clips.frames, randomness
+        sight = self.look(x)
+        inference = self._infer(sight)
+        y, residuals = self._states(inference, noise)
+        drawn = self.decode(inference.w, networks.pick(y, decoded)).float()
+        scale, one = x.new_full((), c.obs_scale), x.new_ones(())
+        likelihood = Normal(drawn, scale, validate_args=False)
+        log_p = likelihood.log_prob(networks.pick(x, decoded)).sum() / len(x)
+        nll = -log_p * x.shape[1] / decoded.shape[1]
+        standard = Normal(torch.zeros_like(inference.q_y.mean), one, validate_args=False)
+        kl_y = kl_divergence(inference.q_y, standard).sum() / len(x)
+        kl_z = kl_divergence(inference.q_z, self.prior(y[:, :-1])).sum() / len(x)
+        residual = residuals.norm(dim=-1).sum() / len(x)
+        place = F.smooth_l1_loss(self.places(y), sight.places, reduction="sum") / len(x)
+        latent = beta * (c.beta_y * kl_y + c.beta_z * kl_z + c.l2_res * residual)
+        total = nll + latent + c.place_weight * place
+        return Loss(total, nll, kl_y, kl_z, residual, place)
