@@ -5,7 +5,8 @@
 It counts the files whose functions run, on a CPU, for the experiment `tiny`: while the clips of a
 step are drawn and `Run.update` takes it; and in all of `evaluate_experiment`, but for the files of
 results that it writes at the end: test clips are read, predicted by the model and by the predictors
-that learn nothing, and scored; the scores are saved and loaded.
+that learn nothing, and scored; the scores are saved and loaded. The faster forms of layers are left
+out (`models/parts/fast`): they compute what PyTorch's do.
 """
 
 import os
@@ -47,7 +48,9 @@ def files_of(call: Callable[[], Any]) -> list[str]:
         call()
     finally:
         sys.setprofile(None)
-    inside = (Path(name) for name in found if name.startswith(str(PACKAGE)))
+    inside = (
+        Path(name) for name in found if name.startswith(str(PACKAGE)) and "/fast/" not in name
+    )
     return sorted(path.relative_to(PACKAGE).as_posix() for path in inside)
 
 

@@ -549,15 +549,18 @@ def public_clip():
 def test_a_training_step_of_the_authors(case, public_clip):
     model, facts = case.reset(training=True), case.facts["train"]
     noise, expected = Noise(case.tensors["input/eps_train"]), case.expected("train")
-    frames, clips = [], len(public_clip)
-    model.decoder.register_forward_hook(lambda module, args, out: frames.append(out.detach()))
+    decoded, clips = [], len(public_clip)
+    hook = model.decoder.register_forward_hook(
+        lambda module, args, out: decoded.append(out.detach())
+    )
     loss = model.loss(public_clip, noise)
+    hook.remove()
     loss.total.backward()
     for ours, theirs in (("mse", "mse"), ("kl", "kl"), ("total", "loss")):
         assert getattr(loss, ours).item() == pytest.approx(facts[theirs], rel=2e-5)
     frames, codes = (  # a call is of some steps of every clip
         torch.cat([x.unflatten(0, (clips, -1)) for x in calls], dim=1)
-        for calls in (frames, case.outputs["encoder"])
+        for calls in (decoded, case.outputs["encoder"])
     )
     case.check(frames, expected)
     torch.testing.assert_close(codes, expected["codes"], **TOLERANCE)
