@@ -21,8 +21,8 @@ from pathlib import Path
 
 import raw_archives
 import yaml
+from projects import ROOT, copy_pipeline
 
-ROOT = Path(__file__).parents[1]
 # By the command that is killed: what it is, and the folders of its results.
 COMMANDS = {
     "prepare": (("srvp", "prepare", "tiny"), ("prepared",)),
@@ -48,12 +48,7 @@ def make_project(root: Path) -> None:
     tiny["evaluation"] |= {"batch_size": 1}
     params = {"run": ["tiny"], "train": {"tiny": "srvp/models"}, "pretrained": []}
     (root / "params.yaml").write_text(yaml.safe_dump(params | {"experiments": {"tiny": tiny}}))
-    shutil.copy(ROOT / "dvc.yaml", root)
-    for folder in ("notebooks", "srvp"):
-        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "pretrained").mkdir()
-    (root / "reports").mkdir()
-    shutil.copy(ROOT / "reports" / "paper_results.csv", root / "reports")
+    copy_pipeline(root)
 
 
 def start(command: tuple[str, ...], root: Path) -> subprocess.Popen:

@@ -10,6 +10,7 @@ import pytest
 import raw_archives
 import yaml
 from conftest import ROOT
+from projects import copy_pipeline
 from safetensors.numpy import load_file
 
 from srvp.notebook import run_notebook
@@ -42,12 +43,7 @@ def pipeline(tmp_path_factory):
     params = {"run": list(experiments), "train": dict.fromkeys(experiments, "srvp/models")}
     params |= {"pretrained": [], "experiments": experiments}
     (root / "params.yaml").write_text(yaml.safe_dump(params))
-    shutil.copy(ROOT / "dvc.yaml", root)
-    for folder in ("notebooks", "srvp"):
-        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "pretrained").mkdir()
-    (root / "reports").mkdir()
-    shutil.copy(ROOT / "reports" / "paper_results.csv", root / "reports")
+    copy_pipeline(root)
     environment = os.environ | {"PYTHONPATH": str(root), "DVC_NO_ANALYTICS": "1"}
     for command in (["init", "--no-scm", "--quiet"], ["repro"]):
         subprocess.run(

@@ -1,18 +1,15 @@
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, kill_after_checkpoint
 from tqdm import tqdm
 
 from srvp.data import TrainingVideos
@@ -94,13 +91,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights_bit_for_bit(tmp_path):
     whole = start(tmp_path / "whole")
     output, _ = whole.communicate()
     killed = start(tmp_path / "killed")
-    checkpoint = tmp_path / "killed" / "checkpoint.pt"
-    while not checkpoint.exists():
-        assert killed.poll() is None
-        time.sleep(0.01)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    kill_after_checkpoint(killed, tmp_path / "killed")
     resumed = start(tmp_path / "killed")
     resumed_output, _ = resumed.communicate()
     said, rows = resumed_output.split("\n", 1)
