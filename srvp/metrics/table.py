@@ -52,30 +52,15 @@ class Metric(NamedTuple):
     videos: int = 1  # fewest clips
 
 
+# Distances between sets of I3D's embeddings.
+OF_I3D = {"of": "sets", "weights": "i3d", "frames": 9, "videos": 2}
+
 METRICS = {
     "psnr": Metric("PSNR (dB)", "psnr", lower_is_better=False, decimals=2),
     "ssim": Metric("SSIM", "ssim", lower_is_better=False, decimals=4, size=11),
     "lpips": Metric("LPIPS", "lpips", lower_is_better=True, decimals=4, weights="lpips", size=31),
-    "fvd": Metric(
-        "FVD",
-        "fvd",
-        lower_is_better=True,
-        decimals=0,
-        of="sets",
-        weights="i3d",
-        frames=9,
-        videos=2,
-    ),
-    "kvd": Metric(
-        "KVD",
-        "kvd",
-        lower_is_better=True,
-        decimals=2,
-        of="sets",
-        weights="i3d",
-        frames=9,
-        videos=2,
-    ),
+    "fvd": Metric("FVD", "fvd", lower_is_better=True, decimals=0, **OF_I3D),
+    "kvd": Metric("KVD", "kvd", lower_is_better=True, decimals=2, **OF_I3D),
     "energy": Metric("energy score", "forecasts", lower_is_better=True, decimals=2, of="clips"),
 }
 
