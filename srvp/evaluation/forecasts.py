@@ -36,14 +36,14 @@ def rows(
     """
     count = _samples(samples)
     variance, error = forecast["variance"], forecast["squared_error"]
-    curves = {"error": _over_clips(lambda e: np.sqrt(e.mean(axis=0)), error)}
+    curves = {"error": _over_clips(lambda e: np.sqrt(_mean(e)), error)}
     if count > 1:
-        curves["spread"] = _over_clips(lambda v: np.sqrt(v.mean(axis=0)), variance)
+        curves["spread"] = _over_clips(lambda v: np.sqrt(_mean(v)), variance)
         curves["spread_skill"] = _over_clips(
             lambda v, e: spread_skill(v, e, count), variance, error
         )
         for measure, values in (("crps", "crps"), ("psnr_of_mean", "psnr")):
-            curves[measure] = _over_clips(lambda x: x.mean(axis=0), forecast[values])
+            curves[measure] = _over_clips(_mean, forecast[values])
     for measure, (value, ci95) in curves.items():
         for frame, numbers in enumerate(zip(value, ci95, strict=True), start=first):
             yield (name, measure, frame, *numbers)
@@ -56,9 +56,9 @@ def _rows_by_number(name: str, forecast: Forecast, samples: Mapping[str, np.ndar
         count = scores.shape[1]
         for n in sorted({n for n in BEST_OF if n < count} | {count}):
             best = best_of(scores, n, METRICS[metric].lower_is_better)
-            yield (name, f"best_of_{metric}", n, *map(float, _over_clips(np.mean, best)))
+            yield (name, f"best_of_{metric}", n, *map(float, _over_clips(_mean, best)))
     for ranked, shares in zip(RANKED, forecast["ranks"].swapaxes(0, 1), strict=True):
-        value, ci95 = _over_clips(lambda x: x.mean(axis=0), shares)
+        value, ci95 = _over_clips(_mean, shares)
         for rank, numbers in enumerate(zip(value, ci95, strict=True)):
             yield (name, f"rank_{ranked}", rank, *numbers)
 
@@ -71,7 +71,7 @@ def table(found: Iterator[tuple]) -> pd.DataFrame:
 def summary(forecast: Forecast, samples: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Return numbers of the whole future, beside the energy score, for `metrics.json`.
 
-    Of several samples: `spread_skill` and `psnr_of_mean` with their intervals, and `crps`.
+    Several samples have `spread_skill` and `psnr_of_mean` with their intervals, and `crps`.
     """
     count = _samples(samples)
     if count < 2:
@@ -80,7 +80,7 @@ def summary(forecast: Forecast, samples: Mapping[str, np.ndarray]) -> dict[str, 
         forecast[k].mean(axis=1, keepdims=True) for k in ("variance", "squared_error")
     )
     ratio = _over_clips(lambda v, e: spread_skill(v, e, count), variance, error)
-    mean = _over_clips(np.mean, forecast["psnr"].mean(axis=1))
+    mean = _over_clips(_mean, forecast["psnr"].mean(axis=1))
     return {
         "spread_skill": float(ratio[0][0]),
         "spread_skill_ci95": float(ratio[1][0]),
@@ -101,9 +101,20 @@ def _over_clips(
 
     The interval is 1.96 standard errors over clips (jackknife); of a mean, the usual ones. One clip
     has none: NaN.
+
+    Args:
+        statistic: of arrays whose first axis are clips; a function of their means over that axis,
+            for each of the other axes by itself.
+        arrays: a row per clip.
     """
     value, n = statistic(*arrays), len(arrays[0])
     if n == 1:
         return value, np.full_like(value, np.nan)
-    left_out = [statistic(*(np.delete(x, i, axis=0) for x in arrays)) for i in range(n)]
+    # The means without each clip, in place of those of one clip.
+    means = ((x.sum(axis=0, dtype=np.float64) - x) / (n - 1) for x in arrays)
+    left_out = statistic(*(mean[None] for mean in means))
     return value, 1.96 * np.sqrt((n - 1) * np.var(left_out, axis=0))
+
+
+def _mean(x: np.ndarray) -> np.ndarray:
+    return x.mean(axis=0)

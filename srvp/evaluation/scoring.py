@@ -82,7 +82,7 @@ class Batch:
         return self._arrays(count, embeddings, psnr_cap)
 
     def _arrays(
-        self, count: int, embeddings: list[Tensor], psnr_cap: float | None
+        self, count: int, embeddings: list[Tensor], psnr_cap: float
     ) -> dict[str, np.ndarray]:
         """Return the arrays of `score`, of the first `count` samples."""
         arrays = {}
