@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from srvp.metrics.table import METRICS
-from srvp.report.figures.style import WIDTH
+from srvp.report.figures.style import DASHES, WIDTH, add_curve
 
 TERMS = {  # of any model
     "total": "loss",
@@ -18,7 +18,6 @@ TERMS = {  # of any model
     "validation_energy": "validation energy score",
 }
 PSNR_OF_FRAME = "validation_psnr_"  # and the number of the predicted frame
-DASHES = ("-", "--", ":", "-.")
 
 
 def metric_curves(curves: pd.DataFrame) -> Figure:
@@ -33,9 +32,7 @@ def metric_curves(curves: pd.DataFrame) -> Figure:
     for metric, ax in zip(metrics, axes, strict=True):
         shown = curves[curves["metric"] == metric]
         for (name, line), dash in zip(shown.groupby("predictor", sort=False), cycle(DASHES)):
-            (drawn,) = ax.plot(line["frame"], line["mean"], dash, label=name)
-            low, high = line["mean"] - line["ci95"], line["mean"] + line["ci95"]
-            ax.fill_between(line["frame"], low, high, color=drawn.get_color(), alpha=0.2, lw=0)
+            add_curve(ax, line["frame"], line["mean"], line["ci95"], dash, label=name)
         ax.set(xlabel="frame", ylabel=METRICS[metric].label)
         ax.locator_params(axis="x", integer=True)
         # Equal frames score 100 dB: a frame that comes back would flatten all other curves.

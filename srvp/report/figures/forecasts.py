@@ -5,14 +5,13 @@ All take the rows of `forecasts.csv`: columns predictor, measure, at, value and 
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from srvp.report.figures.style import CURVES, OTHERS, WIDTH
-
-OVERCONFIDENT = "#d55e00"  # of the region below 1
+from srvp.report.figures.style import CURVES, DASHES, OTHERS, PREDICTED, WIDTH, add_curve
 
 
 def reliability(forecasts: pd.DataFrame) -> Figure:
@@ -28,14 +27,15 @@ def reliability(forecasts: pd.DataFrame) -> Figure:
     upper, lower = figure.subfigures(2, 1, height_ratios=[1.8, 0.5 + 1.2 * rows])
     colors = dict(zip(names, _colors(names), strict=True))
     ax = upper.subplots()
-    _curves(ax, forecasts, "spread_skill", colors)
+    _curves(ax, forecasts, "spread_skill", colors, DASHES)
     top = min(max(1.25, ax.get_ylim()[1]), 2)  # early frames of few clips have wide intervals
     ax.axhline(1, color="black", lw=0.8)
-    ax.axhspan(0, 1, color=OVERCONFIDENT, alpha=0.08, lw=0)
+    ax.axhspan(0, 1, color=PREDICTED, alpha=0.08, lw=0)
     ax.set(ylim=(0, top), xlabel="frame", ylabel="spread / error")
     ax.locator_params(axis="x", integer=True)
-    ax.text(0.01, 0.03, "overconfident: futures too alike", transform=ax.transAxes, fontsize=7)
-    ax.text(0.01, 0.97, "futures too different", transform=ax.transAxes, fontsize=7, va="top")
+    beside = {"transform": ax.transAxes, "fontsize": 7, "va": "center"}
+    ax.text(1.01, 0.5 / top, "overconfident:\nfutures too alike", **beside)
+    ax.text(1.01, 0.5 + 0.5 / top, "futures too\ndifferent", **beside)
     upper.legend(loc="outside upper center", ncols=columns)
     panels = lower.subplots(rows, columns, sharey=True, squeeze=False)
     for name, ax in zip(names, panels.flat, strict=False):
@@ -77,7 +77,7 @@ def spread_and_error(forecasts: pd.DataFrame) -> Figure:
     ax = figure.subplots()
     colors = dict(zip(names, _colors(names), strict=True))
     _curves(ax, forecasts, "error", colors)
-    _curves(ax, forecasts, "spread", colors, "--")
+    _curves(ax, forecasts, "spread", colors, ["--"])
     ax.set(xlabel="frame", ylabel="of a pixel in [0, 1]", ylim=(0, None))
     _legend(ax, len(names), "error of the mean; dashed: spread (diversity)")
     return figure
@@ -113,14 +113,17 @@ def _colors(names: Sequence[str]) -> list[str]:
 
 
 def _curves(
-    ax: Axes, forecasts: pd.DataFrame, measure: str, colors: Mapping[str, str], dash: str = "-"
+    ax: Axes,
+    forecasts: pd.DataFrame,
+    measure: str,
+    colors: Mapping[str, str],
+    dashes: Sequence[str] = "-",
 ) -> None:
+    """Draw a measure of several predictors, with bands; dashes are taken in turns."""
     shown = forecasts[forecasts["measure"] == measure]
-    for name, color in colors.items():
+    for (name, color), dash in zip(colors.items(), cycle(dashes)):
         line = shown[shown["predictor"] == name]
-        ax.plot(line["at"], line["value"], dash, color=color, label=name)
-        low, high = line["value"] - line["ci95"], line["value"] + line["ci95"]
-        ax.fill_between(line["at"], low, high, color=color, alpha=0.15, lw=0)
+        add_curve(ax, line["at"], line["value"], line["ci95"], dash, color=color, label=name)
 
 
 def _bars(ax: Axes, forecasts: pd.DataFrame, name: str, color: str) -> None:

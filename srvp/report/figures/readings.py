@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from srvp.report.figures.style import WIDTH
+from srvp.report.figures.style import WIDTH, add_curve
 
 
 def readings(
@@ -47,8 +47,7 @@ def over_time(curves: Mapping[str, np.ndarray], first: float, label: str, rate: 
         frames = first + np.arange(values.shape[1]) / rate
         mean = values.mean(axis=0)
         half = 1.96 * values.std(axis=0, ddof=1) / len(values) ** 0.5
-        (line,) = ax.plot(frames, mean, label=name)
-        ax.fill_between(frames, mean - half, mean + half, color=line.get_color(), alpha=0.2, lw=0)
+        add_curve(ax, frames, mean, half, label=name)
     ax.set(xlabel="frame", ylabel=label)
     ax.set_ylim(bottom=0)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=4)

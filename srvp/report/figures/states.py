@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from srvp.report.figures.style import COLUMN, WIDTH
+from srvp.report.figures.style import COLUMN, WIDTH, add_curve
 
 
 def generative_model() -> Figure:
@@ -61,9 +61,7 @@ def residual_norms(norms: np.ndarray, bounces: np.ndarray | None = None, shown: 
     single.legend()
     for ax in around:
         table = around_bounces(norms, bounces)
-        ax.plot(table["mean"])
-        low, high = table["mean"] - table["ci95"], table["mean"] + table["ci95"]
-        ax.fill_between(table.index, low, high, alpha=0.2, lw=0)
+        add_curve(ax, table.index, table["mean"], table["ci95"])
         ax.axhline(norms.mean(), ls="--", color="0.5", lw=1, label="mean of all frames")
         ax.set(xlabel="frames after a bounce", ylabel="", title="mean, 95 % interval")
         ax.legend()

@@ -2,9 +2,11 @@
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import seaborn as sns
 from matplotlib import style
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageChops, ImageStat
 
@@ -18,6 +20,8 @@ BETWEEN = "#0072b2"  # predicted, between whole times
 OURS, OTHERS = "#d55e00", "0.35"
 
 CURVES = [BETWEEN, "#e69f00", GIVEN, PREDICTED, "#cc79a7", "#56b4e9"]  # the same palette
+
+DASHES = ("-", "--", ":", "-.")  # of curves side by side
 
 WIDTH = 6.75  # inches: two columns of a paper, or half a slide
 COLUMN = 3.25  # inches: one column
@@ -45,6 +49,12 @@ STYLE = {
     "ytick.labelsize": 7,
     "ytick.major.width": 0.8,
 }
+
+
+def add_curve(ax: Axes, at: Any, value: Any, half: Any, dash: str = "-", **line: Any) -> None:
+    """Draw values against `at`, and a band of plus and minus `half` around them."""
+    (drawn,) = ax.plot(at, value, dash, **line)
+    ax.fill_between(at, value - half, value + half, color=drawn.get_color(), alpha=0.2, lw=0)
 
 
 def use_style() -> None:
