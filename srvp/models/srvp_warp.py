@@ -18,7 +18,7 @@ All frames are drawn at once, at any frame rate: nothing that was predicted is f
 Shapes: as in `srvp.models.srvp`; K layers of n x n pixels. w (B, all its parts, flat).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -28,7 +28,7 @@ from torch.distributions import Normal, kl_divergence
 
 from srvp.models import srvp
 from srvp.models.ablations import MLPTransition
-from srvp.models.interface import Clips, VideoModel, VideoShape
+from srvp.models.interface import Clips, VideoShape
 from srvp.models.parts import layers, networks
 from srvp.models.srvp import FRAMES_AT_ONCE, SRVP, Inference, Noise, Reconstruction
 from srvp.schema import ConfigError, Count, Real
@@ -135,30 +135,24 @@ class SRVPWarp(SRVP):
     """Stochastic latent residual video predictor that moves layers of the given frames."""
 
     def __init__(self, config: Config, shape: VideoShape):
-        VideoModel.__init__(self, config, shape)
-        c, glance = config, VideoShape(shape.channels, layers.CELLS)
-        seen = c.nhx + 4 * c.layers
+        # The networks of SRVP, but for encodings that the places join, and frames of few cells.
+        seen, glance = config.nhx + 4 * config.layers, VideoShape(shape.channels, layers.CELLS)
+        super().__init__(replace(config, nhx=seen), glance)
+        self.config, self.shape, c = config, shape, config
         self.encoder = networks.ENCODERS[c.architecture](glance, c.nf, c.nhx)
+        networks.init_convolutions(self.encoder)
+        del self.decoder
         if c.appearance:
-            masked = VideoShape(shape.channels + 1, layers.CELLS)
+            masked = glance._replace(channels=shape.channels + 1)
             self.decoder = networks.DECODERS[c.architecture](masked, c.nf, c.nh_inf + c.ny, False)
             networks.init_convolutions(self.decoder)
-        self.w_frame = nn.Sequential(nn.Linear(seen, c.nh_inf), nn.ReLU(inplace=True))
-        self.w_video = nn.Sequential(nn.Linear(c.nh_inf, c.nh_inf), nn.Tanh())
-        self.q_y = networks.mlp(c.inference_frames * seen, c.nh_inf, 2 * c.ny, c.nlayers_inf)
-        self.q_z_lstm = nn.LSTM(seen, c.nh_inf, batch_first=True)
-        self.q_z = nn.Linear(c.nh_inf, 2 * c.nz)
-        self.p_z = networks.mlp(c.ny, c.nh_res, 2 * c.nz, c.nlayers_res)
-        f = networks.mlp(c.ny + c.nz, c.nh_res, c.ny, c.nlayers_res)
-        networks.init_orthogonal(f, c.res_gain)
         # At first, windows leave the frame by a sixteenth: contents are smaller than they are.
         wall = (1 - 7 / 8 * c.window / shape.size) / (2 * UNIT)
-        self.transition = MovingTransition(f, 2 * c.layers, wall)
-        networks.init_convolutions(self.encoder)
+        self.transition = MovingTransition(self.transition.f, 2 * c.layers, wall)
         with torch.no_grad():  # at first, layers move on as they are seen to, nearly for certain
             self.q_y[-1].weight.mul_(0.1)
             self.q_y[-1].bias[c.ny :] = -3.0
-            f[-1].weight.mul_(0.2)
+            self.transition.f[-1].weight.mul_(0.2)
 
     def draw_randomness(
         self, count: int, frames: int, step: int, generator: torch.Generator
