@@ -47,7 +47,7 @@ EXPERIMENT: Argument = ("experiment", {"help": "an entry of params.yaml"})
 PREPARED: Argument = ("--prepared", {"type": Path, "help": "default prepared/EXPERIMENT"})
 RESULTS: Argument = ("--out", {"type": Path, "help": "default runs/EXPERIMENT"})
 PRECISIONS = ["float32", "bfloat16"]
-# What a wrong or damaged input, or too small a machine, can raise.
+# A wrong or damaged input, or too small a machine, raises one of these.
 ERRORS = (
     ValueError, OSError, ArithmeticError, RuntimeError, ImportError, MemoryError, EOFError
 )  # fmt: skip

@@ -107,7 +107,7 @@ def test_set(folder: Path, config: DataConfig) -> TestSet:
 
 
 class Scenes(NamedTuple):
-    """What test videos are drawn from (N videos of T frames)."""
+    """The digits and paths that test videos are drawn from (N videos of T frames)."""
 
     digits: np.ndarray  # uint8 (N, 2, n, n), as large as they are in the frames
     labels: np.ndarray  # uint8 (N, 2): the class of each digit
