@@ -58,7 +58,7 @@ def best_of(forecasts: pd.DataFrame, metric: str = "psnr", label: str = "PSNR (d
     figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
     ax = figure.subplots()
     colors = dict(zip(names, _colors(names), strict=True))
-    _curves(ax, forecasts, f"best_of_{metric}", colors)
+    _curves(ax, forecasts, f"best_of_{metric}", colors, [dash for dash in DASHES if dash != ":"])
     means = forecasts[forecasts["measure"] == "psnr_of_mean"].groupby("predictor")["value"].mean()
     for name in names if metric == "psnr" else ():
         ax.axhline(means[name], ls=":", color=colors[name])
@@ -66,7 +66,7 @@ def best_of(forecasts: pd.DataFrame, metric: str = "psnr", label: str = "PSNR (d
     ax.set(xscale="log", xlabel="N samples", ylabel=f"best of N: {label}", xticks=numbers)
     ax.set_xticklabels([f"{n:g}" for n in numbers])
     ax.minorticks_off()
-    _legend(ax, len(names), "dotted: the mean of all samples" if metric == "psnr" else "")
+    _legend(ax, len(names), "dotted: the mean of all samples" if metric == "psnr" else None)
     return figure
 
 
@@ -134,7 +134,8 @@ def _bars(ax: Axes, forecasts: pd.DataFrame, name: str, color: str) -> None:
     ax.set_title(name)
 
 
-def _legend(ax: Axes, count: int, title: str) -> None:
-    """Draw a legend of the first `count` curves."""
-    handles, labels = ax.get_legend_handles_labels()
-    ax.legend(handles[:count], labels[:count], title=title, title_fontsize=7)
+def _legend(ax: Axes, count: int, title: str | None) -> None:
+    """Draw a legend of the first `count` curves above the axes, which curves may fill."""
+    handles, labels = (found[:count] for found in ax.get_legend_handles_labels())
+    where = {"loc": "outside upper center", "ncols": 4}
+    ax.figure.legend(handles, labels, title=title, title_fontsize=7, **where)

@@ -19,7 +19,8 @@ BETWEEN = "#0072b2"  # predicted, between whole times
 # Results in the table of all models.
 OURS, OTHERS = "#d55e00", "0.35"
 
-CURVES = [BETWEEN, "#e69f00", GIVEN, PREDICTED, "#cc79a7", "#56b4e9"]  # the same palette
+# The same palette, and a brown.
+CURVES = [BETWEEN, "#e69f00", GIVEN, PREDICTED, "#cc79a7", "#56b4e9", "#7f4f24"]
 
 DASHES = ("-", "--", ":", "-.")  # of curves side by side
 
