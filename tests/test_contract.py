@@ -430,10 +430,10 @@ def test_the_rate_rises_linearly_first():
 def test_validation_takes_the_sample_that_is_best_over_all_frames(monkeypatch):
     """Errors of 0.1, 0.01 and 0.001 score 20, 40 and 60 dB.
 
-    Two samples of two frames: (20, 60) and (40, 20). The best mean is 40; the best frames', 50.
+    Two samples of two frames: (40, 20) and (20, 60). The best mean is 40; the best frames', 50.
     """
     run = start(validation_videos=2, validation_samples=2)
-    errors = torch.tensor([[0.1, 0.001], [0.01, 0.1]])[..., None, None, None]
+    errors = torch.tensor([[0.01, 0.1], [0.1, 0.001]])[..., None, None, None]
 
     def predict(state, frames, noise):
         return Prediction(errors.expand(2, 2, 3, 16, 16))
@@ -452,3 +452,22 @@ def test_validation_takes_the_sample_that_is_best_over_all_frames(monkeypatch):
     norms = [np.hypot(0.1, 0.001), np.hypot(0.01, 0.1), np.hypot(0.09, 0.099)]
     energy = np.sqrt(3 * 16 * 16) * ((norms[0] + norms[1]) / 2 - norms[2] / 2)
     assert found["validation_energy"] == pytest.approx(energy, rel=1e-4)  # sums of float32
+
+
+def test_validation_compares_the_futures_of_a_clip_with_its_own_frames(monkeypatch):
+    """Three clips of one brightness each, and two futures of each, of five frames, are exact."""
+    run = start(validation_videos=3, validation_samples=2, validation_frames=7)
+    brightness = torch.tensor([0.0, 0.5, 1.0])[:, None, None, None, None]
+
+    class Uniform:
+        def draw(self, count, frames, generator):
+            return Clips(brightness.expand(3, frames, 3, 16, 16), torch.zeros(3, frames, 4))
+
+    def predict(state, frames, noise):
+        return Prediction(brightness.repeat_interleave(2, dim=0).expand(6, frames, 3, 16, 16))
+
+    monkeypatch.setattr(run.model, "_predict", predict)
+    found = validation_scores(run.model, Uniform(), run.experiment, run.device, at_once=3)
+    decibels = ("validation_psnr", "validation_psnr_1", "validation_psnr_5")
+    exact = dict.fromkeys(decibels, 100) | {"validation_energy": 0}
+    assert found == pytest.approx(exact, abs=1e-5)

@@ -474,6 +474,7 @@ def test_scores_of_another_evaluation_are_not_taken_for_these(setup, tmp_path):
     content, config = model_digest(model), experiment.evaluation
     fewer = PreparedVideos.open(videos.folder)
     fewer.clips = fewer.clips[:3]
+    remade = PreparedVideos(videos.folder, videos.manifest | {"raw": "of other files"})
     other = replace(experiment.model, obs_scale=9.0).build(experiment.shape)
     other.load_state_dict(model.state_dict())
     others = [
@@ -482,9 +483,10 @@ def test_scores_of_another_evaluation_are_not_taken_for_these(setup, tmp_path):
         (content, replace(config, seed=2), videos),
         (content, replace(config, predict=({}, {"euler_steps": 2})), videos),
         (content, config, fewer),
+        (content, config, remade),
     ]
     folders = {partial_folder(tmp_path, *args) for args in [(content, config, videos), *others]}
-    assert len(folders) == 6
+    assert len(folders) == 7
     cut = replace(config, batch_size=3)  # not the same batches, but others
     assert partial_folder(tmp_path, content, cut, videos) in folders
     files = [batch_files(videos, c, tmp_path) for c in (config, cut)]
@@ -560,6 +562,8 @@ def test_files_hold_the_numbers_of_the_table(setup, run, tmp_path):
     assert list(metrics) == list(table.index)
     curves, clips = (pd.read_csv(tmp_path / "out" / f"{f}.csv") for f in ("curves", "videos"))
     assert sorted(curves["frame"].unique()) == [6, 7, 8, 9, 10, 11]
+    forecasts = pd.read_csv(tmp_path / "out" / "forecasts.csv")
+    assert sorted(forecasts[forecasts["measure"] == "error"]["at"].unique()) == [6, 7, 8, 9, 10, 11]
     for name in metrics:
         assert metrics[name]["psnr"] == pytest.approx(table.loc[name, "PSNR (dB)"], abs=1e-6)
         shown = curves[(curves["predictor"] == name) & (curves["metric"] == "ssim")]

@@ -6,9 +6,10 @@ import scoringrules
 import torch
 from scipy.special import gammaln
 
+from srvp.evaluation import forecasts
 from srvp.metrics.calibration import best_of, rank_shares, spread_skill
 from srvp.metrics.energy import crps, energy_score
-from srvp.metrics.forecasts import GROUP, Ensemble
+from srvp.metrics.forecasts import GROUP, RANKED, Ensemble
 
 
 def normal(*shape, seed=0):
@@ -210,3 +211,78 @@ def test_equal_frames_have_no_distance_and_empty_ones_a_centre():
     found = scores_of(truth, truth[:, None].expand(-1, 12, -1, -1, -1, -1))
     assert not found["energy"].any() and not found["crps"].any()
     np.testing.assert_allclose(found["ranks"], 1 / 11, rtol=1e-6)
+
+
+# The table of an evaluation.
+
+
+def scored(samples):
+    """Arrays as an evaluation has them, of six clips and two predicted frames."""
+    random = np.random.RandomState(0)
+    measures = ("variance", "squared_error", "crps", "psnr")
+    forecast = {name: random.rand(6, 2) for name in measures}
+    forecast["ranks"] = random.rand(6, len(RANKED), samples + 1)
+    return forecast, {name: random.rand(6, samples) for name in ("psnr", "lpips")}
+
+
+def over_clips(statistic, *arrays):
+    """A statistic of means over clips, and 1.96 standard errors: each clip is left out in turn."""
+    left_out = [statistic(*(np.delete(x, i, axis=0).mean(0) for x in arrays)) for i in range(6)]
+    variance = 5 / 6 * ((left_out - np.mean(left_out, axis=0)) ** 2).sum(axis=0)
+    return np.stack([statistic(*(x.mean(0) for x in arrays)), 1.96 * np.sqrt(variance)], axis=-1)
+
+
+def ratio_of_three(variance, error):
+    return np.sqrt(4 / 3 * variance / error)
+
+
+def test_the_table_of_a_forecast_written_out():
+    """Three samples; frames are numbered from the first predicted one, the sixth."""
+    forecast, samples = scored(3)
+    variance, error, psnr = forecast["variance"], forecast["squared_error"], samples["psnr"]
+    pairs = [np.maximum(psnr[:, i], psnr[:, j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    best = np.stack([psnr.mean(1), np.mean(pairs, axis=0), psnr.max(1)], axis=1)
+    expected = {
+        "error": (6, over_clips(np.sqrt, error)),
+        "spread": (6, over_clips(np.sqrt, variance)),
+        "spread_skill": (6, over_clips(ratio_of_three, variance, error)),
+        "crps": (6, over_clips(np.copy, forecast["crps"])),
+        "psnr_of_mean": (6, over_clips(np.copy, forecast["psnr"])),
+        "best_of_psnr": (1, over_clips(np.copy, best)),
+    }
+    for i, name in enumerate(RANKED):
+        expected[f"rank_{name}"] = (0, over_clips(np.copy, forecast["ranks"][:, i]))
+    table = forecasts.table(forecasts.rows("a", forecast, samples, first=6))
+    assert set(table["predictor"]) == {"a"}
+    assert set(table["measure"]) == {*expected, "best_of_lpips"}
+    for measure, (first, numbers) in expected.items():
+        found = table[table["measure"] == measure]
+        assert found["at"].tolist() == list(range(first, first + len(numbers))), measure
+        np.testing.assert_allclose(found[["value", "ci95"]], numbers, rtol=1e-9, err_msg=measure)
+    lowest = table[(table["measure"] == "best_of_lpips") & (table["at"] == 3)]
+    assert lowest["value"].item() == pytest.approx(samples["lpips"].min(1).mean())
+
+
+def test_the_summary_of_a_forecast_is_of_whole_futures():
+    forecast, samples = scored(3)
+    whole = {name: forecast[name].mean(1) for name in ("variance", "squared_error", "psnr")}
+    ratio = over_clips(ratio_of_three, whole["variance"], whole["squared_error"])
+    mean = over_clips(np.copy, whole["psnr"])
+    expected = {"spread_skill": ratio[0], "spread_skill_ci95": ratio[1]}
+    expected |= {"psnr_of_mean": mean[0], "psnr_of_mean_ci95": mean[1]}
+    expected |= {"crps": forecast["crps"].mean()}
+    assert forecasts.summary(forecast, samples) == pytest.approx(expected)
+
+
+def test_a_single_sample_has_only_an_error():
+    forecast, samples = scored(1)
+    table = forecasts.table(forecasts.rows("a", forecast, samples, first=6))
+    assert table["measure"].tolist() == ["error", "error"] and table["at"].tolist() == [6, 7]
+    assert forecasts.summary(forecast, samples) == {}
+
+
+def test_a_forecast_of_one_clip_has_no_interval():
+    forecast, samples = scored(3)
+    forecast, samples = ({k: x[:1] for k, x in arrays.items()} for arrays in (forecast, samples))
+    table = forecasts.table(forecasts.rows("a", forecast, samples, first=6))
+    assert table["ci95"].isna().all() and not table["value"].isna().any()

@@ -17,6 +17,7 @@ from srvp.evaluation.references import (
     TRIVIAL,
     blurred,
     control_predictors,
+    perfect_predictors,
     reference_predictors,
 )
 from srvp.experiment import load_experiment
@@ -70,6 +71,36 @@ def test_the_perfect_model_knows_all_but_what_bounces_redraw(world, predictors):
         assert torch.equal(single[0], futures[1])  # whatever else is in the batch
 
 
+class Dice:
+    """A world whose frames are random numbers, each a pixel."""
+
+    deterministic = False
+
+    def draw_paths(self, number, given, frames, samples, generator):
+        return torch.rand(samples, frames, generator=generator)
+
+    def render(self, numbers, paths):
+        return paths[..., None, None, None]
+
+
+def test_clips_are_drawn_for_themselves_and_the_perfect_mean_is_of_all_futures(tiny, monkeypatch):
+    """Seven futures of two clips, two at a time."""
+    monkeypatch.setattr(references, "perfect_model", lambda *args: Dice())
+    evaluation = replace(tiny.evaluation, samples=7, frames_at_once=2 * 2 * tiny.predicted_frames)
+    experiment, given = replace(tiny, evaluation=evaluation), Clips(torch.zeros(2, 5, 1, 1, 1))
+    sample, mean = perfect_predictors(experiment, None, CPU).values()
+    for numbers in ([3, 7], [8, 9]):
+        parts = list(sample(given, numbers))
+        assert [part.shape[1] for part in parts] == [2, 2, 2, 1]
+        futures = torch.cat(parts, dim=1)
+        assert (futures[0] != futures[1]).all()
+        (found,) = mean(given, numbers)
+        torch.testing.assert_close(found, futures.mean(dim=1, keepdim=True))
+    (found,) = mean(given, [3, 7])  # the futures drawn last are of other clips
+    expected = torch.cat(list(sample(given, [3, 7])), dim=1).mean(dim=1, keepdim=True)
+    torch.testing.assert_close(found, expected)
+
+
 def test_scores_are_in_the_order_of_the_trial(world, predictors, tmp_path):
     """Perfect < its mean < black < a copy. PSNR is capped, so that exact frames do not rule it.
 
@@ -81,6 +112,7 @@ def test_scores_are_in_the_order_of_the_trial(world, predictors, tmp_path):
     if experiment.data.dataset == "dmmnist":
         assert PERFECT_MEAN not in scores and energy[PERFECT] < 1e-3
         assert (scores[PERFECT].samples["psnr"] == 25).all()
+        assert (scores[PERFECT].forecast["psnr"] == 25).all()
         return
     assert energy[PERFECT] < energy[PERFECT_MEAN] < energy["black frame"]
     assert energy["black frame"] < energy["copy last frame"]
@@ -120,6 +152,18 @@ def test_controls_spoil_the_truth_in_one_respect(world):
     moved = torch.stack([truth.roll(shift, (-2, -1))[inner] for shift in shifts])
     assert (moved == jittered[inner]).all(dim=(-1, -2, -3)).any(dim=0).all()
     assert (noisy - truth).std() == pytest.approx(0.07, abs=0.01)  # black and white cut half of 0.1
+
+
+def test_every_clip_is_spoilt_in_its_own_way(world):
+    """By its number: the other clips of a batch change nothing."""
+    _, videos = world
+    dark = (clips(videos, [2, 5])[:, 5:] == 0).all(dim=0)
+    for name, predict in control_predictors(videos, 5, seed=1).items():
+        both, alone = (predicted(predict, videos, numbers) for numbers in ([2, 5], [5]))
+        assert torch.equal(both[1], alone[0])
+        if name == "truth, noisy":
+            first, second = both[:, 0, dark]
+            assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 0.05
 
 
 def test_a_blurred_frame_keeps_its_light_and_has_the_width_of_a_gaussian():

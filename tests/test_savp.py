@@ -273,6 +273,18 @@ def test_discriminator_of_an_evaluated_model_keeps_u() -> None:
     assert all(buffer.equal(before[name]) for name, buffer in model.named_buffers())
 
 
+def test_the_loss_of_the_discriminators_moves_u_and_that_of_the_generator_does_not() -> None:
+    model = config().build(VideoShape(1, SIZE)).train()
+    r = randomness(model.config)
+    states = [{name: u.clone() for name, u in model.named_buffers() if name.endswith("next_u")}]
+    for objective in ("discriminators", "generator"):
+        model.loss(clips(1), r, objective)
+        states.append({name: model.get_buffer(name).clone() for name in states[0]})
+    before, judged, after = states
+    assert before and not any(u.equal(before[name]) for name, u in judged.items())
+    assert all(u.equal(judged[name]) for name, u in after.items())
+
+
 def test_discriminator_maps_have_the_published_sizes() -> None:
     judge = VideoDiscriminator(VideoShape(1), frames=10, ndf=1)
     judged = judge(torch.rand(2, 10, 1, 64, 64), judge.normalised())

@@ -353,6 +353,14 @@ def test_schedules():
     assert np.mean(until) == pytest.approx(0.1, abs=0.03)
 
 
+def test_schedules_of_one_step_end_with_the_first():
+    """Steps count from 1. At the end, half of the keypoints after the given ones are true."""
+    model = build(replace(SMALL, heatmap_width=4, beta_steps=1, own_steps=1))
+    drawn = model.draw_randomness(1, 4000, 1, generator())
+    assert drawn.beta.item() == pytest.approx(SMALL.beta)
+    assert drawn.see_true[:, P:].float().mean().item() == pytest.approx(0.5, abs=0.03)
+
+
 def test_same_noise_same_futures_and_longer_ones_begin_alike():
     model, x = build(TINY_FRAMES), clips()
     given = model.condition(x)

@@ -55,6 +55,13 @@ def test_training_lowers_the_loss_and_writes_a_model_that_loads(tiny, blobs, tmp
     same_weights(loaded, model)
 
 
+def test_training_takes_the_statistics_of_its_batches_from_the_first_step_on(tiny, blobs, tmp_path):
+    experiment = with_training(tiny, constant_steps=2, decay_steps=0, validation_interval=2)
+    model = train(experiment, blobs, tmp_path, log=[].append)
+    means = [mean for name, mean in model.named_buffers() if name.endswith("running_mean")]
+    assert means and all(mean.any() for mean in means)
+
+
 def same_weights(a, b):
     for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
         assert torch.equal(x, y), name
