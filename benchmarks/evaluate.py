@@ -3,11 +3,13 @@
     python benchmarks/evaluate.py speed AUTHORS    # path of a checkout of the authors' code
     python benchmarks/evaluate.py memory           # --experiment tiny is a minute or two
     python benchmarks/evaluate.py fvd              # 15 minutes on a core; --videos 8 is seconds
+    python benchmarks/evaluate.py forecasts        # 7 minutes; after `make repro`
 
 `speed` samples and scores (PSNR, SSIM) futures of the same Moving MNIST videos with one full-size
 model, in turns: by the authors' model and metrics, called as their test program does, and by ours.
 `memory` measures peak memory for few and many videos and samples, each in a process of its own.
 `fvd` embeds the same videos by I3D in either precision, in turns, and compares the FVD.
+`forecasts` scores each batch of a test set twice, with and without the scores of forecasts.
 """
 
 import argparse
@@ -29,7 +31,14 @@ from torch import Tensor, nn
 from srvp.data.prepared import PreparedVideos
 from srvp.data.sets.moving_mnist import MovingMNIST
 from srvp.data.staging import Fold, Video, write_prepared
-from srvp.evaluation.protocol import evaluate, evaluate_experiment, sampler
+from srvp.evaluation.protocol import (
+    all_predictors,
+    batch_files,
+    evaluate,
+    evaluate_experiment,
+    sampler,
+    score_batches,
+)
 from srvp.experiment import Experiment, load_experiment
 from srvp.files import project_root
 from srvp.metrics.fvd import fvd, fvd_embeddings
@@ -236,6 +245,37 @@ def compare_precisions(given: argparse.Namespace) -> None:
         print(f"{precision:10} {np.median(times[precision]):6.2f} s a video, FVD {distance:.3f}")
 
 
+# Scores of forecasts.
+
+
+def compare_forecasts(given: argparse.Namespace) -> None:
+    """Score every batch of a test set with PSNR and SSIM alone and with `energy`, in turns."""
+    torch.set_num_threads(given.threads)
+    root, name = project_root(), given.experiment
+    experiment = load_experiment(root / "params.yaml", name)
+    model, _ = load_model(root / "pretrained" / name / "model.safetensors", "cpu")
+    videos = PreparedVideos.open(root / "prepared" / name / "test")
+    metrics = {"psnr, ssim": ("psnr", "ssim"), "and energy": ("psnr", "ssim", "energy")}
+    times: dict[str, list[float]] = defaultdict(list)
+    device = torch.device("cpu")
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        batches = batch_files(videos, experiment.evaluation, Path(folder))
+        for turn, (path, numbers) in enumerate(batches.items()):
+            # Whoever is first meets a colder memory: they take turns in that, too.
+            for scores in sorted(metrics, reverse=turn % 2 == 1):
+                config = replace(experiment.evaluation, metrics=metrics[scores])
+                predictors = all_predictors(model, replace(experiment, evaluation=config), videos)
+                batch = {path.with_name(f"{len(config.metrics)}-{path.name}"): numbers}
+                start = time.perf_counter()
+                score_batches(batch, predictors, videos, config, device, progress=False)
+                times[scores].append((time.perf_counter() - start) / len(numbers))
+            print(f"{numbers[0]:4}: " + ", ".join(f"{m} {times[m][-1]:.2f} s" for m in metrics))
+    alone, both = (np.array(times[scores]) for scores in metrics)
+    print(f"{name}, {len(videos.clips)} clips, {given.threads} thread(s), seconds a clip:")
+    print(f"psnr, ssim {np.median(alone):.2f}, and energy {np.median(both):.2f}")
+    print(f"median of the batches' ratios: {np.median(both / alone):.3f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True)
@@ -256,6 +296,10 @@ def main() -> None:
     precision.add_argument("--frames", type=int, default=25)
     precision.add_argument("--threads", type=int, default=1)
     precision.set_defaults(run=compare_precisions)
+    forecasts = commands.add_parser("forecasts", help="what the scores of forecasts cost")
+    forecasts.add_argument("--experiment", default="smmnist_gpu", help="of a pretrained model")
+    forecasts.add_argument("--threads", type=int, default=torch.get_num_threads())
+    forecasts.set_defaults(run=compare_forecasts)
     peak = commands.add_parser("peak", help="one measurement of `memory`")
     peak.add_argument("folder", type=Path)
     for name in ("videos", "samples", "frames_at_once"):

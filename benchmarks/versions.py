@@ -1,7 +1,7 @@
 """Training sequences per second of this version beside another one, in turns.
 
     git worktree add /tmp/before f853970
-    OMP_NUM_THREADS=2 python benchmarks/versions.py /tmp/before --experiment quick --threads 2
+    OMP_NUM_THREADS=2 python benchmarks/versions.py /tmp/before --named quick --threads 2
 
 Each version runs in a process of its own, which waits while the other takes its steps. Each trains
 the experiment of its own `params.yaml`, data drawing included, so that batches may differ in size.
@@ -125,14 +125,16 @@ def draw_profile(versions: dict[str, Version], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("before", type=Path, help="checkout of the other version")
-    parser.add_argument("--experiment", default="quick")
+    parser.add_argument("--experiment", default="srvp_quick")
+    parser.add_argument("--named", help="what the other version calls the experiment")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sequences", type=int, default=64, help="a round")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--profile", type=Path, help="PNG file: where the time goes")
     given = parser.parse_args()
     folders = {"before": given.before, "now": project_root()}
-    versions = {n: Version(f, given.experiment, given.threads) for n, f in folders.items()}
+    names = {"before": given.named or given.experiment, "now": given.experiment}
+    versions = {n: Version(f, names[n], given.threads) for n, f in folders.items()}
     for version in versions.values():
         version.train(given.sequences)  # warms up
     for _ in range(given.rounds):
