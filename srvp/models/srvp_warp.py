@@ -6,12 +6,14 @@ ELBO are SRVP's. What departs:
     content    w holds the layers of the first k given frames (`parts/layers.py`), a still
                background, and SRVP's content vector
     encoding   h_t of a frame of 16x16 cells, joined by the places of the layers and their speeds
-    state      y begins with the places and their velocities; y_1 starts at those seen. Layers move
-               on by themselves and are reflected at walls that are learnt; f adds to all of it
+    state      y begins with places and velocities of the layers; y_1 starts at those seen. Layers
+               move by themselves and collide with walls (`parts/motion.py`); f adds to all of it
+    z          begins with the velocities after collisions; p(z) starts at those that reflections
+               give, q(z_t) at those that places tell: here those of x_1, ..., x_{t+2}, if given
     frame      x_t = (1 - a) (background + layers at places(y_t)) + a g(w, y_t): the appearance
                head g and its mask a are drawn with 16x16 cells
     objective  the likelihood of some of the frames, scaled up (unbiased); a Huber loss between the
-               places of y_t and those seen; KLs and residuals weigh less in the first steps
+               places of y_t and those seen
 
 All frames are drawn at once, at any frame rate: nothing that was predicted is fed back.
 
@@ -23,18 +25,16 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from srvp.models import srvp
-from srvp.models.ablations import MLPTransition
 from srvp.models.interface import Clips, VideoShape
 from srvp.models.parts import layers, networks
+from srvp.models.parts.motion import SPEED, UNIT, MovingTransition
 from srvp.models.srvp import FRAMES_AT_ONCE, SRVP, Inference, Noise, Reconstruction
 from srvp.schema import ConfigError, Count, Real
 
-UNIT = 10 / 64  # of the frame's size: how far from its middle a coordinate of 1 is
-SPEED = 0.25  # coordinates per frame: what a velocity of 1 is
 HIDDEN = 4.0  # logit by which the appearance head starts hidden
 
 
@@ -46,24 +46,24 @@ class Config(srvp.Config):
     layers: Count = 2  # K
     window: Count = 32  # n: pixels of a layer's window
     rounds: Count = 5  # of separating layers and correcting their places
+    walls: bool = True  # layers collide at the frame's border; else z changes velocities anywhere
     background: Literal["black", "median"] = "black"  # or the median of the k given frames
     appearance: bool = True  # draw what is no layer; without it black stays exactly black
     decoded_frames: Count = 3  # of a training sequence, drawn at random
-    beta_start: Real = 1.0  # factor of the weights of KLs and residuals at step 1 ...
-    beta_steps: Count = 1  # ... and the steps in which it becomes 1, geometrically
     place_weight: Real = 1.0  # of the error of the places, in pixels
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.skip_connections or self.transition != "residual" or not self.nz:
+        if self.skip_connections or self.transition != "residual":
             raise ConfigError(
-                "srvp_warp has no skip connections, no other transition and needs z: expected "
-                "skip_connections: false, transition: residual and nz of at least 1"
+                "srvp_warp has no skip connections and no other transition: expected "
+                "skip_connections: false and transition: residual"
             )
-        if self.ny < 4 * self.layers or self.inference_frames < 2:
+        y, z = 6 * self.layers, 2 * self.layers  # a layer's motion in the state; its velocity
+        if self.ny < y or self.nz < z or self.inference_frames < 2:
             raise ConfigError(
-                f"ny is {self.ny}, inference_frames {self.inference_frames}; "
-                f"expected at least {4 * self.layers} (place and velocity of every layer) and 2"
+                f"ny is {self.ny}, nz {self.nz}, inference_frames {self.inference_frames}; "
+                f"expected at least {y}, {z} (for the motion of {self.layers} layers) and 2"
             )
 
     def build(self, shape: VideoShape) -> "SRVPWarp":
@@ -71,11 +71,10 @@ class Config(srvp.Config):
 
 
 class Randomness(NamedTuple):
-    """Every random choice of a training step, and what changes with the step."""
+    """Every random choice of a training step."""
 
     noise: Noise
     decoded: Tensor  # (B, decoded_frames) distinct frame indices
-    beta: Tensor  # (): the part of the KLs' weights
 
 
 class Sight(NamedTuple):
@@ -97,40 +96,6 @@ class Loss(NamedTuple):
     place: Tensor  # Huber loss of the distance to the places seen, summed over time and layers
 
 
-class MovingTransition(MLPTransition):
-    """dy/dt = f(y, z) plus motion: the first coordinates move by the velocities that follow them.
-
-    Places are reflected at walls, and velocities with them.
-
-    Args:
-        f: as in SRVP.
-        places: coordinates that are places, 2K.
-        wall: largest coordinate of a place, at first; it is learnt.
-    """
-
-    def __init__(self, f: nn.Module, places: int, wall: float):
-        super().__init__(f)
-        self.places = places
-        self.wall = nn.Parameter(torch.tensor(wall))
-
-    def forward(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
-        """As `srvp.ResidualTransition`; the residuals are those of f alone."""
-        states, residuals, n = [], [], self.places
-        for _ in range(euler_steps):
-            residuals.append(self.f(torch.cat([y, z], dim=-1)) / euler_steps)
-            place, velocity = self.move(y[..., :n], y[..., n : 2 * n], SPEED / euler_steps)
-            y = torch.cat([place, velocity, y[..., 2 * n :]], dim=-1) + residuals[-1]
-            states.append(y)
-        return torch.stack(states, dim=1), torch.stack(residuals, dim=1)
-
-    def move(self, place: Tensor, velocity: Tensor, time: float) -> tuple[Tensor, Tensor]:
-        """Return places and velocities, coordinates `(..., 2K)`, after uniform motion."""
-        place = place + time * velocity
-        outside = (place.abs() > self.wall) & (place * velocity > 0)
-        place = torch.where(outside, 2 * self.wall * place.sign() - place, place)
-        return place, torch.where(outside, -velocity, velocity)
-
-
 class SRVPWarp(SRVP):
     """Stochastic latent residual video predictor that moves layers of the given frames."""
 
@@ -146,13 +111,16 @@ class SRVPWarp(SRVP):
             masked = glance._replace(channels=shape.channels + 1)
             self.decoder = networks.DECODERS[c.architecture](masked, c.nf, c.nh_inf + c.ny, False)
             networks.init_convolutions(self.decoder)
-        # At first, windows leave the frame by a sixteenth: contents are smaller than they are.
-        wall = (1 - 7 / 8 * c.window / shape.size) / (2 * UNIT)
-        self.transition = MovingTransition(self.transition.f, 2 * c.layers, wall)
+        # Windows leave the frame by a sixteenth of them: contents are smaller (28 pixels of 32).
+        wall = (1 - 7 / 8 * c.window / shape.size) / (2 * UNIT) if c.walls else None
+        self.transition = MovingTransition(self.transition.f, c.layers, wall)
         with torch.no_grad():  # at first, layers move on as they are seen to, nearly for certain
             self.q_y[-1].weight.mul_(0.1)
-            self.q_y[-1].bias[c.ny :] = -3.0
+            self.q_y[-1].bias[c.ny : c.ny + 6 * c.layers] = -5.0
             self.transition.f[-1].weight.mul_(0.2)
+            for last, scale in ((self.q_z, -4.0), (self.p_z[-1], -1.0)):
+                last.weight.mul_(0.1)
+                last.bias[c.nz : c.nz + 2 * c.layers] = scale
 
     def draw_randomness(
         self, count: int, frames: int, step: int, generator: torch.Generator
@@ -160,8 +128,7 @@ class SRVPWarp(SRVP):
         c, random = self.config, {"generator": generator, "device": generator.device}
         noise = self.draw_noise(count, frames, generator)
         decoded = torch.rand(count, frames, **random).argsort(dim=1)[:, : c.decoded_frames]
-        rise = c.beta_start ** max(0.0, 1 - (step - 1) / c.beta_steps)
-        return Randomness(noise, decoded, torch.full((), rise, device=generator.device))
+        return Randomness(noise, decoded)
 
     def look(self, x: Tensor) -> Sight:
         """Separate the layers of the first k frames; find and encode the places of all frames."""
@@ -174,8 +141,7 @@ class SRVPWarp(SRVP):
             found = layers.link(found)
             contents, exact = layers.separate(moving[:, :k], found[:, :k], c.window, c.rounds)
             later = found[:, k:] + (exact - found[:, :k]).mean(dim=1, keepdim=True)
-            if later.shape[1]:
-                later = layers.follow(moving[:, k:], later, contents, c.rounds // 2)
+            later = layers.follow(moving[:, k:], later, exact[:, -2:], contents, c.rounds // 2)
             places = torch.cat([exact, later], dim=1)
         at = self._coordinates(places)
         speed = at.diff(dim=1) / SPEED
@@ -208,12 +174,30 @@ class SRVPWarp(SRVP):
 
     def _infer(self, sight: Sight) -> Inference:
         h, c = sight.h, self.config
-        k, n = c.inference_frames, 4 * c.layers
+        k = c.inference_frames
         q_y = networks.softplus_normal(self.q_y(h[:, :k].flatten(1)))
-        start = F.pad(h[:, 0, c.nhx : c.nhx + n], (0, c.ny - n))
+        start = self.transition.start(self._places_seen(h[:, :k]))
+        start = F.pad(start, (0, c.ny - start.shape[-1]))
         q_y = Normal(q_y.mean + start, q_y.stddev, validate_args=False)
         w = torch.cat([sight.images, self.infer_content(h[:, :k])], dim=1)
         return Inference(q_y, self.infer_z(h), w, None)
+
+    def infer_z(self, h: Tensor) -> Normal:
+        velocities = self.transition.velocities(self._places_seen(h))
+        return self._about(velocities, super().infer_z(h))
+
+    def _places_seen(self, h: Tensor) -> Tensor:
+        n = 4 * self.config.layers
+        return h[..., -n : -n // 2]
+
+    def prior(self, y: Tensor) -> Normal:
+        """p(z_{t+1} | y_t), told by where the layers come to if z changes nothing."""
+        y, _ = self.transition.drift(self.transition.begin(y), 1)
+        return self._about(self.transition.split(y)[1], super().prior(y))
+
+    def _about(self, velocity: Tensor, z: Normal) -> Normal:
+        mean = z.mean + F.pad(velocity, (0, self.config.nz - velocity.shape[-1]))
+        return Normal(mean, z.stddev, validate_args=False)
 
     def decode(self, w: Tensor, y: Tensor, skips: None = None) -> Tensor:
         """Decode states `(B, T, ny)` with content `(B, ...)` into frames `(B, T, C, H, W)`."""
@@ -250,7 +234,7 @@ class SRVPWarp(SRVP):
 
     def _loss(self, clips: Clips, randomness: Randomness, objective: str) -> Loss:
         """The negative ELBO, the likelihood that of some frames, and the error of the places."""
-        c, x, (noise, decoded, beta) = self.config, clips.frames, randomness
+        c, x, (noise, decoded) = self.config, clips.frames, randomness
         sight = self.look(x)
         inference = self._infer(sight)
         y, residuals = self._states(inference, noise)
@@ -264,6 +248,6 @@ class SRVPWarp(SRVP):
         kl_z = kl_divergence(inference.q_z, self.prior(y[:, :-1])).sum() / len(x)
         residual = residuals.norm(dim=-1).sum() / len(x)
         place = F.smooth_l1_loss(self.places(y), sight.places, reduction="sum") / len(x)
-        latent = beta * (c.beta_y * kl_y + c.beta_z * kl_z + c.l2_res * residual)
+        latent = c.beta_y * kl_y + c.beta_z * kl_z + c.l2_res * residual
         total = nll + latent + c.place_weight * place
         return Loss(total, nll, kl_y, kl_z, residual, place)

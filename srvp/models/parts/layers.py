@@ -6,7 +6,7 @@ are the sum of their layers. All of it is arithmetic on the given frames: nothin
     find       places in each frame by itself: a mixture of Gaussians of the brightness
     link       which layer is which from frame to frame
     separate   contents and exact places: least squares, in turns
-    follow     exact places of known contents in other frames
+    follow     exact places of known contents in later frames
     paste      frames of layers at any places
 
 Shapes: B clips, T frames, K layers, C channels; x (B, T, C, H, H); contents (B, K, C, n, n); places
@@ -22,6 +22,7 @@ from torch import Tensor
 CELLS = 16  # places are first looked for in frames of 16x16 cells
 ROUNDS = 8  # of the mixture: means move by less than a tenth of a pixel after them
 SHARPENED = 2  # times: what is cut and pasted between pixels is blurred by both
+UNEXPLAINED = 0.1  # of a frame's square: more than layers at exact places leave
 SMALL = 1e-4  # brightness of a cell that an empty frame stands for: its layers are in the middle
 
 
@@ -118,15 +119,55 @@ def separate(x: Tensor, places: Tensor, n: int, rounds: int) -> tuple[Tensor, Te
     for _ in range(SHARPENED):
         missing = x - paste(contents, places, x.shape[-1]).clamp(-1, 1)
         contents = (contents + cut(missing, places, n).mean(dim=1)).clamp(darkest, 1)
-    return contents, places
+    offset = _off_centre(contents)
+    return _windows(contents, offset, n), places + offset[:, None]
 
 
-def follow(x: Tensor, places: Tensor, contents: Tensor, rounds: int) -> Tensor:
-    """Find the exact places of known contents in other frames: Gauss-Newton steps, as above."""
+def _off_centre(contents: Tensor) -> Tensor:
+    """Return how far the brightness of contents is from their middle, whole pixels `(B, K, 2)`."""
+    mass = contents.abs().mean(dim=2)
+    position = torch.arange(mass.shape[-1], device=mass.device) - (mass.shape[-1] - 1) / 2
+    moments = [mass.sum(dim=axis) @ position for axis in (-1, -2)]
+    total = mass.sum(dim=(-2, -1)).clamp(min=SMALL)
+    return (torch.stack(moments, dim=-1) / total[..., None]).round()
+
+
+def follow(x: Tensor, found: Tensor, before: Tensor, contents: Tensor, rounds: int) -> Tensor:
+    """Follow known contents through later frames, to exact places, one frame after the other.
+
+    Gauss-Newton steps begin from uniform motion. In frames that this leaves unexplained, they also
+    begin from the places found there, in every order; the best places are taken.
+
+    Args:
+        x: the later frames, `(B, T, C, H, H)`.
+        found: places found in each of them, in any order, `(B, T, K, 2)`.
+        before: exact places in the two frames before, `(B, 2, K, 2)`.
+        contents: of the layers.
+        rounds: Gauss-Newton steps.
+    """
+    followed = list(before.unbind(dim=1))
+    for t in range(found.shape[1]):
+        frame, candidates = x[:, t : t + 1], found[:, t : t + 1]
+        uniform = 2 * followed[-1] - followed[-2]
+        best, missed = _settle(frame, uniform[:, None], contents, rounds)
+        lost = missed > UNEXPLAINED * frame.square().sum(dim=(1, 2, 3, 4))
+        for order in permutations(range(found.shape[2])) if lost.any() else ():
+            guess = candidates[lost][:, :, list(order)]
+            guess, error = _settle(frame[lost], guess, contents[lost], rounds)
+            better = error < missed[lost]
+            best[lost] = torch.where(better[:, None, None, None], guess, best[lost])
+            missed[lost] = torch.where(better, error, missed[lost])
+        followed.append(best[:, 0])
+    return torch.stack(followed[2:], dim=1) if len(followed) > 2 else found
+
+
+def _settle(x: Tensor, places: Tensor, contents: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
+    """Correct places in frames `(B, 1, C, H, H)`; return them and what stays unexplained `(B,)`."""
     for _ in range(rounds):
         seen = cut(x, places, contents.shape[-1])
         places = places - _correction(_unexplained(seen, contents, places), contents)
-    return places
+    missed = x - paste(contents, places, x.shape[-1]).clamp(-1, 1)
+    return places, missed.square().sum(dim=(1, 2, 3, 4))
 
 
 def _unexplained(seen: Tensor, contents: Tensor, places: Tensor) -> Tensor:
@@ -134,9 +175,8 @@ def _unexplained(seen: Tensor, contents: Tensor, places: Tensor) -> Tensor:
     n, total = contents.shape[-1], contents[:, None]
     for step in range(1, contents.shape[1]):
         ahead = places - places.roll(step, dims=2)  # where my window begins in the other's
-        rows, columns = (_interpolation(ahead[..., i] + (n - 1) / 2, n, n) for i in (0, 1))
-        other = contents.roll(step, dims=1)[:, None]
-        total = total + rows[..., None, :, :] @ other @ columns[..., None, :, :].mT
+        other = contents.roll(step, dims=1)[:, None].expand(-1, places.shape[1], -1, -1, -1, -1)
+        total = total + _windows(other, ahead, n)
     return seen - total.clamp(-1, 1)
 
 
@@ -157,8 +197,31 @@ def _correction(unexplained: Tensor, contents: Tensor) -> Tensor:
 
 def cut(x: Tensor, places: Tensor, n: int) -> Tensor:
     """Cut windows of n x n pixels: `(B, T, K, C, n, n)`; beyond the frame there is nothing."""
-    rows, columns = (_interpolation(places[..., i], n, x.shape[-1]) for i in (0, 1))
-    return rows[..., None, :, :] @ x[:, :, None] @ columns[..., None, :, :].mT
+    images = x[:, :, None].expand(-1, -1, places.shape[2], -1, -1, -1)
+    return _windows(images, places - (n - 1) / 2, n)
+
+
+def _windows(images: Tensor, corners: Tensor, n: int) -> Tensor:
+    """Cut one window of n x n pixels out of each image, interpolating linearly.
+
+    Args:
+        images: `(..., C, H, H)`.
+        corners: row and column of a window's first pixel, `(..., 2)`.
+    """
+    size, first = images.shape[-1], corners.floor()
+    pixel = first.long()[..., None] + torch.arange(n + 1, device=images.device)  # (..., 2, n + 1)
+    inside = ((pixel >= 0) & (pixel < size)).to(images.dtype)
+    row, column = pixel.clamp(0, size - 1).unbind(dim=-2)
+    index = (row[..., :, None] * size + column[..., None, :]).flatten(-2)
+    index = index[..., None, :].expand(*images.shape[:-2], -1)
+    seen = images.flatten(-2).gather(-1, index).unflatten(-1, (n + 1, n + 1))
+    part = (corners - first)[..., None]
+    near, far = ((1 - part) * inside[..., :-1]), (part * inside[..., 1:])
+    (top, left), (bottom, right) = (w.unbind(dim=-2) for w in (near, far))
+    seen = (
+        seen[..., :-1, :] * top[..., None, :, None] + seen[..., 1:, :] * bottom[..., None, :, None]
+    )
+    return seen[..., :-1] * left[..., None, None, :] + seen[..., 1:] * right[..., None, None, :]
 
 
 def paste(contents: Tensor, places: Tensor, size: int) -> Tensor:
