@@ -85,4 +85,5 @@ def _add_frames(ax: Axes, history: pd.DataFrame, frames: list[str]) -> None:
         shown = history[["step", name]].dropna()
         ax.plot(shown["step"], shown[name], ":", lw=1, label=name.removeprefix(PSNR_OF_FRAME))
     if frames:
-        ax.legend(title="frame", ncols=len(frames), loc="best")
+        small = {"fontsize": 6, "title_fontsize": 6, "handlelength": 1.2, "columnspacing": 1}
+        ax.legend(title="frame", ncols=len(frames), frameon=False, **small)
