@@ -104,8 +104,9 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     stages = yaml.safe_load(path.read_text())["stages"]
     for stage in stages.values():
-        kept = [out for out in stage["outs"] if not out["path"].endswith(UNLIKE)]
-        stage["outs"] = kept
+        stage["outs"] = [out for out in stage["outs"] if not out["path"].endswith(UNLIKE)]
+        # The report depends on the folder of all runs, with its executed notebooks.
+        stage["deps"] = [dep for dep in stage["deps"] if dep["path"] != "runs"]
     return json.dumps(stages, sort_keys=True).encode()
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, kill_after_checkpoint
+from conftest import ROOT, kill_after_checkpoint, squares
 from tqdm import tqdm
 
 from srvp.data import TrainingVideos
 from srvp.data.prepared import ClipSampler, PreparedVideos
 from srvp.devices import instruction_set, pick_device
-from srvp.experiment import to_entry
+from srvp.experiment import load_experiment, load_params, to_entry
 from srvp.metrics.psnr import psnr
 from srvp.models.interface import Clips
 from srvp.models.parts.fast import choice, winograd
@@ -25,6 +25,9 @@ from srvp.training import run as runs
 from srvp.training.loop import obstacle_to_resuming, read_checkpoint, train
 from srvp.training.run import Run, rate_factor
 from srvp.training.validation import validation_scores
+
+EXPERIMENTS = load_params(ROOT / "params.yaml")["experiments"]
+TINY = [name for name in EXPERIMENTS if name.endswith("tiny")]
 
 
 def with_training(experiment, **changes):
@@ -60,6 +63,21 @@ def test_training_takes_the_statistics_of_its_batches_from_the_first_step_on(tin
     model = train(experiment, blobs, tmp_path, log=[].append)
     means = [mean for name, mean in model.named_buffers() if name.endswith("running_mean")]
     assert means and all(mean.any() for mean in means)
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_validation_is_of_the_weights_of_its_step(name, ema, tmp_path):
+    """Nothing that a model keeps from an earlier validation may be left in a later one."""
+    settings = load_experiment(ROOT / "params.yaml", name)
+    steps = {"constant_steps": 3, "decay_steps": 0, "validation_interval": 1, "ema": ema}
+    settings = with_training(settings, **steps, device="cpu")
+    videos, rows = squares(settings.data.size), []
+    train(settings, videos, tmp_path, log=rows.append)
+    again, _ = load_model(tmp_path / "model.safetensors")
+    again.to(memory_format=torch.channels_last)
+    scores = validation_scores(again, videos.validation, settings, torch.device("cpu"), 1)
+    assert rows[-1] == {"step": 3, **scores}
 
 
 def same_weights(a, b):

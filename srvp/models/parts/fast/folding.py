@@ -20,6 +20,8 @@ class FoldedBlock(nn.Sequential):
         conv, norm, activation = self
         folds = not (norm.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
         if not folds or x.device.type != "cpu":
+            # Fused optimizers and batch norm change their tensors without counting a version.
+            self._folded = None
             return super().forward(x)
         return activation(conv._conv_forward(x, *self._fold(conv, norm)))
 
