@@ -20,6 +20,7 @@ from srvp.report.comparison import (
 )
 from srvp.report.figures.style import OTHERS, OURS
 from srvp.report.numbers import number
+from srvp.report.studies import study_markdown, study_table
 from srvp.report.table import (
     experiments_to_report,
     markdown,
@@ -276,3 +277,40 @@ def test_the_figure_of_best_of_n_shows_the_mean_of_all_samples_beside():
     assert curve.get_xydata().tolist() == [[1, 15], [2, 16], [5, 19]]
     assert set(mean.get_ydata()) == {15.0}
     assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "5"]
+
+
+def test_baselines_that_differ_by_rounding_have_one_row(tmp_path):
+    again = BLACK | {"psnr": BLACK["psnr"] + 1e-7}
+    write_results(tmp_path / "first", samples=2, first=FIRST, black_frame=BLACK)
+    write_results(tmp_path / "second", samples=2, second=SECOND, black_frame=again)
+    table = results_table([tmp_path / "first", tmp_path / "second"], PAPER)
+    assert table["model"].tolist()[:3] == ["first", "second", "black frame"]
+
+
+def test_a_study_tells_means_over_seeds_and_differences_seed_by_seed(tmp_path):
+    """Seeds move both settings alike: the difference is known better than either mean."""
+    seeds = [1, 2, 3]
+    first, second = np.array([14.0, 15.0, 16.0]), np.array([13.0, 14.2, 14.8])
+    rows = [
+        {"setting": name, "seed": seed, "steps": 4500, "cpu_seconds": 240, "psnr": value}
+        for name, values in {"SRVP": first, "SRVP-GRU": second}.items()
+        for seed, value in zip(seeds, values, strict=True)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "study.csv", index=False)
+    paper = pd.DataFrame({"model": ["SVG", "SRVP"], "psnr": [14.5, 16.93]})
+    table = study_table(tmp_path / "study.csv", paper)
+    t = 4.303  # Student's, 97.5 %, two degrees of freedom
+    assert table["psnr"].tolist() == pytest.approx([15.0, 14.0])
+    assert table["psnr_ci95"].tolist() == pytest.approx(
+        [t / 3**0.5, t * second.std(ddof=1) / 3**0.5]
+    )
+    difference = second - first
+    assert table["psnr_ahead"][1] == pytest.approx(-1.0)
+    assert table["psnr_ahead_ci95"][1] == pytest.approx(t * difference.std(ddof=1) / 3**0.5)
+    lines = study_markdown(table).splitlines()
+    assert lines[2] == "| SRVP | 4,500 | 4.0 | 3 | 15.00 ± 2.48, *16.93* |"
+    assert lines[3] == "| SRVP-GRU | 4,500 | 4.0 | 3 | 14.00 ± 2.28 (-1.00 ± 0.50) |"
+    one = pd.DataFrame(rows).query("seed == 1")
+    one.to_csv(tmp_path / "one.csv", index=False)
+    lines = study_markdown(study_table(tmp_path / "one.csv", paper)).splitlines()
+    assert lines[3] == "| SRVP-GRU | 4,500 | 4.0 | 1 | 13.00 (-1.00) |"

@@ -12,7 +12,10 @@ from srvp.evaluation.forecasts import COLUMNS
 from srvp.experiment import load_params
 from srvp.report.table import mark_other_counts, models_first, read_results, sample_count
 
-SYSTEMS = {"structvrnn": "StructVRNN"}  # others are the name of their file in capitals
+SYSTEMS = {
+    "structvrnn": "StructVRNN",
+    "srvp_warp": "SRVP-warp",
+}  # others are the name of their file in capitals
 
 
 def same_clips(runs: Path, experiments: list[str]) -> dict[str, list[str]]:

@@ -53,8 +53,11 @@ def results_table(folders: list[Path], paper: Path) -> pd.DataFrame:
         FileNotFoundError: an experiment has not been evaluated.
     """
     ours = mark_other_counts(pd.concat(map(_our_rows, folders), ignore_index=True), "model")
-    # Results on the same clips have the same baselines.
-    ours = ours.drop_duplicates([c for c in ours if c not in ("folder", "source", "note")])
+    # Results on the same clips have the same baselines; some pretrained models are also runs.
+    printed = ours[["dataset", "model", "setting"]].assign(
+        **{m: ours.apply(number, axis=1, metric=m) for m in METRICS if m in ours}
+    )
+    ours = ours[~printed.duplicated()]
     ours = models_first(ours, "model")
     rows = pd.concat([ours, paper_rows(paper, ours)])
     order = {dataset: i for i, dataset in enumerate(ours["dataset"].unique())}
