@@ -127,15 +127,22 @@ def storm(name: str, work: Path, moments: int, kills: int, chance: random.Random
     for number in range(moments):
         # The project gets the path that it had in the undisturbed run.
         (work / "whole").rename(work / "away")
-        shutil.copytree(work / "before", work / "whole", symlinks=True)
-        drawn = [chance.uniform(0, duration) for _ in range(kills)]
-        killed = [kill_after(moment, command, work / "whole") for moment in drawn]
+        drawn: list[float] = []
+        while len(drawn) < kills:
+            if not drawn:
+                shutil.copytree(work / "before", work / "whole", symlinks=True)
+            moment = chance.uniform(0, duration)
+            if kill_after(moment, command, work / "whole"):
+                drawn.append(moment)
+            else:  # it has ended before: from the start, with earlier moments
+                shutil.rmtree(work / "whole")
+                drawn, duration = [], moment
         finish(command, work / "whole")
         found = results(work / "whole", folders)
         differ = {n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n)}
         yield {
             "command": name, "number": number, "duration": round(duration, 2),
-            "moments": [round(moment, 2) for moment in drawn], "killed": killed,
+            "moments": [round(moment, 2) for moment in drawn],
             "files": len(expected), "differ": sorted(differ),
         }  # fmt: skip
         shutil.rmtree(work / "whole")
