@@ -14,3 +14,4 @@ def copy_pipeline(root: Path) -> None:
     (root / "pretrained").mkdir()
     (root / "reports").mkdir()
     shutil.copy(ROOT / "reports" / "paper_results.csv", root / "reports")
+    shutil.copytree(ROOT / "reports" / "studies", root / "reports" / "studies")
