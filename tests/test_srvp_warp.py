@@ -13,7 +13,7 @@ from srvp.experiment import ConfigError, load_experiment
 from srvp.models import latent
 from srvp.models.interface import VideoShape
 from srvp.models.parts import layers
-from srvp.models.parts.motion import SPEED, MovingTransition
+from srvp.models.parts.motion import FASTEST, SPEED, MovingTransition
 from srvp.store import build_model
 
 CONFIG = load_experiment(ROOT / "params.yaml", "warp_tiny").model
@@ -105,6 +105,19 @@ def test_layers_that_overlap_are_separated():
     guesses = at[:, T:].flip(2) + offset.flip(2) + 1  # of the wrong layers
     followed = layers.follow(later[:, T:], guesses, found[:, -2:], contents, 10)
     torch.testing.assert_close(followed - offset, at[:, T:], rtol=0, atol=0.2)
+
+
+def test_layers_that_jump_are_found_again_whatever_their_order():
+    """Two clips, of which one has no jump: what is found may not get into the other."""
+    x, places = scene(T)
+    contents, found = layers.separate(x, places, 28, 12)
+    contents, before = contents.expand(2, -1, -1, -1, -1), found[:, -2:].expand(2, -1, -1, -1)
+    speed = found[:, -1] - found[:, -2]
+    on = found[:, -1] + speed
+    at = torch.stack([on, on + torch.tensor([[-9.0, 8.0], [7.0, -9.0]])])  # (2, 1, K, 2)
+    later = layers.paste(contents, at, 64)
+    followed = layers.follow(later, at.flip(2) + 0.5, before, contents, 6)
+    torch.testing.assert_close(followed, at, rtol=0, atol=0.05)
 
 
 def test_without_forces_layers_go_on_as_they_moved():
@@ -202,6 +215,24 @@ def test_walls_reflect_and_z_tells_the_new_velocity():
     z = torch.tensor([[-0.4, 1.0, 1.6, 0.8, 0.0, 0.0]])
     after = transition.collide(reflected, left, z)
     torch.testing.assert_close(transition.split(after)[1], z[:, :4], rtol=0, atol=0.2)
+
+
+def test_no_z_makes_layers_faster_than_the_fastest():
+    y, transition = start((1.7, 0.0, 0.0, -1.6), (0.8, 0.4, 0.0, -1.2)), motion()
+    reflected, left = transition.drift(transition.begin(y), 1)
+    z = torch.tensor([[-30.0, 30.0, 30.0, 30.0, 0.0, 0.0]])
+    velocity = transition.split(transition.collide(reflected, left, z))[1]
+    fastest = torch.tensor([[-FASTEST, FASTEST, FASTEST, FASTEST]])
+    torch.testing.assert_close(velocity, fastest, rtol=0, atol=0.2)
+
+
+def test_layers_collide_at_a_wall_and_a_little_before_it_in_training():
+    y, transition = start((1.7, 0.0, 0.0, 0.0), (0.2, 0.0, 0.0, 0.0)), motion()  # to 1.75 of 1.8
+    hits = [
+        transition.split(transition.train(training).drift(transition.begin(y), 1)[0])[2]
+        for training in (True, False)
+    ]
+    assert hits[0][0, 0] > 0.9 and hits[1][0, 0] < 0.1
 
 
 def test_a_doubled_rate_changes_no_collision():

@@ -146,17 +146,21 @@ def follow(x: Tensor, found: Tensor, before: Tensor, contents: Tensor, rounds: i
         rounds: Gauss-Newton steps.
     """
     followed = list(before.unbind(dim=1))
+    orders = torch.tensor(list(permutations(range(found.shape[2]))), device=x.device)
     for t in range(found.shape[1]):
         frame, candidates = x[:, t : t + 1], found[:, t : t + 1]
         uniform = 2 * followed[-1] - followed[-2]
         best, missed = _settle(frame, uniform[:, None], contents, rounds)
-        lost = missed > UNEXPLAINED * frame.square().sum(dim=(1, 2, 3, 4))
-        for order in permutations(range(found.shape[2])) if lost.any() else ():
-            guess = candidates[lost][:, :, list(order)]
-            guess, error = _settle(frame[lost], guess, contents[lost], rounds)
-            better = error < missed[lost]
-            best[lost] = torch.where(better[:, None, None, None], guess, best[lost])
-            missed[lost] = torch.where(better, error, missed[lost])
+        lost = (missed > UNEXPLAINED * frame.square().sum(dim=(1, 2, 3, 4))).nonzero()[:, 0]
+        if len(lost):
+            clip = lost.repeat(len(orders))  # every lost clip with every order
+            guesses = candidates[lost][:, :, orders].movedim(2, 0).flatten(0, 1)
+            guesses, errors = _settle(frame[clip], guesses, contents[clip], rounds)
+            errors, chosen = errors.view(len(orders), -1).min(dim=0)
+            guesses = guesses.unflatten(0, (len(orders), -1))
+            guesses = guesses[chosen, torch.arange(len(lost), device=x.device)]
+            better = errors < missed[lost]
+            best[lost[better]] = guesses[better]
         followed.append(best[:, 0])
     return torch.stack(followed[2:], dim=1) if len(followed) > 2 else found
 
@@ -208,20 +212,13 @@ def _windows(images: Tensor, corners: Tensor, n: int) -> Tensor:
         images: `(..., C, H, H)`.
         corners: row and column of a window's first pixel, `(..., 2)`.
     """
-    size, first = images.shape[-1], corners.floor()
-    pixel = first.long()[..., None] + torch.arange(n + 1, device=images.device)  # (..., 2, n + 1)
-    inside = ((pixel >= 0) & (pixel < size)).to(images.dtype)
-    row, column = pixel.clamp(0, size - 1).unbind(dim=-2)
-    index = (row[..., :, None] * size + column[..., None, :]).flatten(-2)
-    index = index[..., None, :].expand(*images.shape[:-2], -1)
-    seen = images.flatten(-2).gather(-1, index).unflatten(-1, (n + 1, n + 1))
-    part = (corners - first)[..., None]
-    near, far = ((1 - part) * inside[..., :-1]), (part * inside[..., 1:])
-    (top, left), (bottom, right) = (w.unbind(dim=-2) for w in (near, far))
-    seen = (
-        seen[..., :-1, :] * top[..., None, :, None] + seen[..., 1:, :] * bottom[..., None, :, None]
-    )
-    return seen[..., :-1] * left[..., None, None, :] + seen[..., 1:] * right[..., None, None, :]
+    size, offset = images.shape[-1], torch.arange(n, device=images.device)
+    # From -1 for the first pixel to 1 for the last, as `grid_sample` has it; column before row.
+    pixels = (corners[..., None] + offset) * (2 / (size - 1)) - 1
+    row, column = pixels.flatten(0, -3).unbind(dim=1)
+    grid = torch.stack(torch.broadcast_tensors(column[:, None, :], row[:, :, None]), dim=-1)
+    seen = F.grid_sample(images.flatten(0, -4), grid, align_corners=True)
+    return seen.unflatten(0, corners.shape[:-1])
 
 
 def paste(contents: Tensor, places: Tensor, size: int) -> Tensor:

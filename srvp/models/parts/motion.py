@@ -17,10 +17,12 @@ from srvp.models.ablations import MLPTransition
 
 UNIT = 10 / 64  # of the frame's size: how far from its middle a coordinate of 1 is
 SPEED = 0.25  # coordinates per frame: what a velocity of 1 is
-NEAR, SOFT = 0.1, 0.02  # coordinates: how near to a wall layers collide, and how sharply
+NEAR = 0.1  # coordinates: how near to a wall layers already collide in training
+SOFT = 0.02  # coordinates: how sharply layers collide at a wall
 AHEAD = 3  # frames that a velocity after a collision is told from, if they are there
 JUMP = 1.2  # change of a velocity that places rounded to pixels do not explain
-LEFT, FASTEST = 0.25, 2.0  # limits of a velocity that is told from a part of a frame
+LEFT = 0.25  # part of a frame that a velocity is told from, at least
+FASTEST = 2.0  # a velocity after a collision, at most
 
 
 class MovingTransition(MLPTransition):
@@ -76,7 +78,9 @@ class MovingTransition(MLPTransition):
             passed = outside.clamp(min=0) / (SPEED * velocity.abs()).clamp(min=1e-3)
             passed = self._pair(passed.unflatten(-1, (-1, 2)).amax(dim=-1).clamp(max=time))
             left = torch.where(passed > 0, passed, left)
-            near = ((outside + NEAR) / SOFT).unflatten(-1, (-1, 2)).amax(dim=-1).sigmoid()
+            # Places are seen rounded to pixels: training has to explain collisions a little early.
+            near = (outside + NEAR * self.training) / SOFT
+            near = near.unflatten(-1, (-1, 2)).amax(dim=-1).sigmoid()
             velocity = torch.where(outside > 0, -velocity, velocity)
         hit = torch.maximum(hit, near)
         return torch.cat([place, velocity, hit, still, rest], dim=-1), left
@@ -84,7 +88,8 @@ class MovingTransition(MLPTransition):
     def collide(self, y: Tensor, left: Tensor, z: Tensor) -> Tensor:
         """Give layers whose velocities may change those of z, for the time that was left."""
         place, velocity, hit, still, rest = self.split(y)
-        change = self._gate(hit, still) * (z[..., : 2 * self.layers] - velocity)
+        wanted = z[..., : 2 * self.layers].clamp(-FASTEST, FASTEST)
+        change = self._gate(hit, still) * (wanted - velocity)
         place, velocity = place + left * SPEED * change, velocity + change
         return torch.cat([place, velocity, hit, still, rest], dim=-1)
 
