@@ -19,13 +19,15 @@ from srvp.data.prepared import PreparedVideos
 from srvp.evaluation.protocol import evaluate, model_digest, partial_folder, sampler
 from srvp.evaluation.results import Scores
 from srvp.experiment import Experiment, from_entry, load_params
-from srvp.files import atomic_write, project_root
+from srvp.files import atomic_write, project_root, write_json
 from srvp.models.interface import VideoModel
-from srvp.store import load_model
+from srvp.store import CURVES_FILE, MODEL_FILE, load_model
 from srvp.training.loop import train
+from srvp.training.validation import FRAMES
 
 ROOT = project_root()
 STUDIES = yaml.safe_load(Path(__file__).with_name("studies.yaml").read_text())
+ROW_FILE = "row.json"
 KL_ROWS = 20  # of the training curves, the last: their mean is less noisy than one
 
 
@@ -41,29 +43,32 @@ def experiment_of(setting: dict, seed: int) -> Experiment:
     return from_entry(setting["experiment"], entry)
 
 
-def finish(experiment: Experiment, folder: Path) -> dict[str, float]:
-    """Train and score, unless that is done; return the row of the run."""
-    done = folder / "row.json"
-    if done.is_file():
-        return json.loads(done.read_text())
+def finish(name: str, seed: int, setting: dict, folder: Path) -> None:
+    """Train and score a run and keep its row, unless that is done with the same settings.
+
+    The row has the CPU seconds that this call trained: those before an interruption are lost.
+    """
+    experiment, file = experiment_of(setting, seed), folder / MODEL_FILE
+    trained = file.is_file() and load_model(file)[1] == experiment
+    if trained and (folder / ROW_FILE).is_file():
+        return
     prepared = ROOT / "prepared" / experiment.name
     prepare(experiment.data, ROOT / "data", prepared)
     start = time.process_time()
-    if not (folder / "model.safetensors").is_file():
+    if not trained:
         train(experiment, open_training(experiment.data, prepared, torch.device("cpu")), folder)
-    seconds = time.process_time() - start
-    model, _ = load_model(folder / "model.safetensors")
-    own = scores_of(model, experiment, open_test(experiment.data, prepared), folder)
-    row = {"steps": experiment.training.steps, "cpu_seconds": round(seconds)}
-    row |= {metric: own.summary(metric).mean for metric in own.metrics}
-    single = own.curves["psnr"].mean(axis=0)  # of the best samples, by frame
-    row |= {f"psnr_{frame}": float(single[frame - 1]) for frame in (1, 5, 10)}
-    history = pd.read_csv(folder / "training.csv")
-    kl = history[[name for name in history if name.startswith("kl")]].dropna()
+    row = {"setting": name, "seed": seed, "steps": experiment.training.steps}
+    row["cpu_seconds"] = round(time.process_time() - start)
+    scores = scores_of(
+        load_model(file)[0], experiment, open_test(experiment.data, prepared), folder
+    )
+    row |= {metric: scores.summary(metric).mean for metric in scores.metrics}
+    curve = scores.curves["psnr"].mean(axis=0)  # of the best samples, by frame
+    row |= {f"psnr_{frame}": float(curve[frame - 1]) for frame in FRAMES}
+    history = pd.read_csv(folder / CURVES_FILE)
+    kl = history[[term for term in history if term.startswith("kl")]].dropna()
     row["kl"] = float(kl.tail(KL_ROWS).sum(axis=1).mean())
-    with atomic_write(done) as temporary:
-        temporary.write_text(json.dumps(row))
-    return row
+    write_json(folder / ROW_FILE, row)
 
 
 def scores_of(
@@ -80,24 +85,20 @@ def scores_of(
 def write_table(name: str, folder: Path) -> None:
     """Write the rows of all finished runs, in the order of the study."""
     order = list(STUDIES[name])
-    runs = sorted(folder.glob("*/row.json"), key=lambda path: path.parent.name)
-    rows = []
-    for path in runs:
-        setting, seed = path.parent.name.rsplit(", seed ", 1)
-        if setting in order:
-            rows.append({"setting": setting, "seed": int(seed), **json.loads(path.read_text())})
+    rows = [json.loads(path.read_text()) for path in folder.glob(f"*/{ROW_FILE}")]
+    rows = [row for row in rows if row["setting"] in order]
     rows.sort(key=lambda row: (order.index(row["setting"]), row["seed"]))
     with atomic_write(ROOT / "reports" / "studies" / f"{name}.csv") as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.6g")
 
 
 def main(name: str, seeds: list[int]) -> None:
-    """Run a study; print every run when it is done."""
+    """Run a study; its table grows with every run."""
     folder = ROOT / "scratch" / "studies" / name
     for seed in seeds:
         for setting, changes in STUDIES[name].items():
-            row = finish(experiment_of(changes, seed), folder / f"{setting}, seed {seed}")
-            print(f"{setting}, seed {seed}: {row}", flush=True)
+            print(f"{setting}, seed {seed}", flush=True)
+            finish(setting, seed, changes, folder / f"{setting}, seed {seed}")
             write_table(name, folder)
 
 

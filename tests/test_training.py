@@ -26,8 +26,7 @@ from srvp.training.loop import obstacle_to_resuming, read_checkpoint, train
 from srvp.training.run import Run, rate_factor
 from srvp.training.validation import validation_scores
 
-EXPERIMENTS = load_params(ROOT / "params.yaml")["experiments"]
-TINY = [name for name in EXPERIMENTS if name.endswith("tiny")]
+TINY = [n for n in load_params(ROOT / "params.yaml")["experiments"] if n.endswith("tiny")]
 
 
 def with_training(experiment, **changes):

@@ -30,7 +30,8 @@ from srvp.models.interface import Clips
 from srvp.models.parts.fast import choice
 
 EXAMPLES = 8  # test clips whose futures figures show
-STUDENT_T = (12.706, 4.303, 3.182, 2.776)  # 97.5 % quantiles for 1 to 4 degrees of freedom
+# 97.5 % quantiles for 1 to 9 degrees of freedom.
+STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 class Summary(NamedTuple):
@@ -101,7 +102,12 @@ def summarise(values: np.ndarray) -> Summary:
 
 
 def summarise_repetitions(values: np.ndarray) -> Summary:
-    """Return the mean of 2 to 5 values and the half width of its 95 % interval (Student's t)."""
+    """Return the mean of 1 to 10 values and the half width of its 95 % interval (Student's t).
+
+    A single value has no interval: NaN.
+    """
+    if len(values) == 1:
+        return Summary(float(values[0]), np.nan)
     error = values.std(ddof=1) / np.sqrt(len(values))
     return Summary(float(values.mean()), float(STUDENT_T[len(values) - 2] * error))
 

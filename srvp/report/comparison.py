@@ -12,10 +12,8 @@ from srvp.evaluation.forecasts import COLUMNS
 from srvp.experiment import load_params
 from srvp.report.table import mark_other_counts, models_first, read_results, sample_count
 
-SYSTEMS = {
-    "structvrnn": "StructVRNN",
-    "srvp_warp": "SRVP-warp",
-}  # others are the name of their file in capitals
+# Other systems are called by the name of their file, in capitals.
+SYSTEMS = {"structvrnn": "StructVRNN", "srvp_warp": "SRVP-warp"}
 
 
 def same_clips(runs: Path, experiments: list[str]) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from srvp.evaluation.results import summarise_repetitions
 from srvp.metrics.table import METRICS
-from srvp.report.numbers import heading, number
+from srvp.report.numbers import heading, markdown_table, number, with_interval
 
 
 def study_table(runs: Path, paper: pd.DataFrame) -> pd.DataFrame:
@@ -22,9 +22,9 @@ def study_table(runs: Path, paper: pd.DataFrame) -> pd.DataFrame:
         paper: published numbers of the data set, a row per model with a column per metric.
 
     Returns:
-        Of every metric: its mean over seeds and the 95 % interval (`METRIC_ci95`, Student's t), the
-        same of the difference to the study's first setting (`METRIC_ahead`), and the published
-        number of a model with the name of the setting (`METRIC_paper`).
+        `METRIC` is the mean over seeds and `METRIC_ci95` its 95 % interval (Student's t);
+        `METRIC_ahead` is the difference to the study's first setting, with its interval;
+        `METRIC_paper` is the published number of a model with the name of the setting.
     """
     table = pd.read_csv(runs)
     metrics = [metric for metric in METRICS if metric in table]
@@ -46,27 +46,23 @@ def study_table(runs: Path, paper: pd.DataFrame) -> pd.DataFrame:
 
 def _mean(values: pd.Series, name: str) -> dict[str, float]:
     """Return the mean of one value per seed and its interval, which a single value has not."""
-    mean, ci95 = values.mean(), np.nan
-    if len(values) > 1:
-        mean, ci95 = summarise_repetitions(values.to_numpy())
-    return {name: mean, f"{name}_ci95": ci95}
+    summary = summarise_repetitions(values.to_numpy())
+    return {name: summary.mean, f"{name}_ci95": summary.ci95}
 
 
 def study_markdown(table: pd.DataFrame) -> str:
     """Return the table as Markdown; a cell is a mean (the difference), *the published number*."""
     metrics = [metric for metric in METRICS if metric in table]
-    lines = [["", "steps", "CPU minutes", "seeds", *map(heading, metrics)]]
-    lines.append(["---"] * len(lines[0]))
+    lines = []
     for position, row in table.iterrows():
         line = [row["setting"], f"{row['steps']:,}", f"{row['cpu_minutes']:.1f}", str(row["seeds"])]
         for metric in metrics:
-            cell, decimals = number(row, metric), METRICS[metric].decimals
+            cell, spec = number(row, metric), f".{METRICS[metric].decimals}f"
             if position > 0:
                 ahead, ci95 = row[f"{metric}_ahead"], row[f"{metric}_ahead_ci95"]
-                cell += f" ({ahead:+.{decimals}f}"
-                cell += ")" if np.isnan(ci95) else f" ± {ci95:.{decimals}f})"
+                cell += f" ({with_interval(ahead, ci95, '+' + spec)})"
             if not np.isnan(published := row[f"{metric}_paper"]):
-                cell += f", *{published:.{decimals}f}*"
+                cell += f", *{published:{spec}}*"
             line.append(cell)
         lines.append(line)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown_table(["", "steps", "CPU minutes", "seeds", *map(heading, metrics)], lines)

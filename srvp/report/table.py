@@ -20,7 +20,7 @@ from srvp.evaluation.references import PERFECT, REFERENCES
 from srvp.experiment import load_params
 from srvp.files import atomic_write, project_root
 from srvp.metrics.table import METRICS
-from srvp.report.numbers import heading, number
+from srvp.report.numbers import heading, markdown_table, number
 
 COLUMNS = [
     "dataset",
@@ -170,10 +170,7 @@ def _sources(numbers: pd.DataFrame) -> list[str]:
 
 def markdown(table: pd.DataFrame) -> str:
     """Return the table as Markdown, ours in bold, missing numbers left out."""
-    lines = [
-        ["data set", "model", "frames", *map(heading, METRICS), "source"],
-        ["---"] * (4 + len(METRICS)),
-    ]
+    lines = []
     for _, row in table.iterrows():
         ours = bool(row["folder"])
         lines.append(
@@ -185,7 +182,7 @@ def markdown(table: pd.DataFrame) -> str:
                 f"`{row['folder']}` ({row['source']})" if ours else row["source"],
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown_table(["data set", "model", "frames", *map(heading, METRICS), "source"], lines)
 
 
 def write_table(table: pd.DataFrame, folder: Path) -> None:
