@@ -1,7 +1,7 @@
 """Training sequences per second of this version beside another one, in turns.
 
     git worktree add /tmp/before f853970
-    OMP_NUM_THREADS=2 python benchmarks/versions.py /tmp/before --named quick --threads 2
+    OMP_NUM_THREADS=2 python benchmarks/versions.py /tmp/before --threads 2
 
 Each version runs in a process of its own, which waits while the other takes its steps. Each trains
 the experiment of its own `params.yaml`, data drawing included, so that batches may differ in size.
@@ -18,30 +18,36 @@ from statistics import median
 
 from srvp.files import project_root
 
-# Trains on as many sequences as a line says, and answers with how many that was per second, and per
-# second of CPU time. The second imports are those of earlier versions.
+# Trains on as many sequences as a line says, and answers with how many that was per second. The
+# second imports are those of earlier versions.
 WORKER = """
-import json, re, sys, time, torch
+import gzip, json, re, sys, time, torch
+from contextlib import nullcontext
 from torch.profiler import profile
 sys.path.insert(0, ".")
 try:
     from srvp.data.sets.moving_mnist import MovingMNIST
     from srvp.experiment import load_experiment
+    from srvp.training.ahead import made_ready
     from srvp.training.run import Run
 except ModuleNotFoundError:
     from srvp.config import load_experiment
     from srvp.data.moving_mnist import MovingMNIST
     from srvp.training import Run
+    made_ready = lambda batches, model, device: nullcontext(batches)
 
-name, threads, PARTS = sys.argv[1:]
+name, threads, PARTS, images = sys.argv[1:]
 torch.set_num_threads(int(threads))
 experiment = load_experiment("params.yaml", name)
 config = experiment.training
-digits = 255 * (torch.rand(100, 28, 28, generator=torch.Generator().manual_seed(0)) > 0.7)
-videos = MovingMNIST(digits.byte(), deterministic=False)
+with gzip.open(images) as file:
+    digits = torch.frombuffer(bytearray(file.read()[16:]), dtype=torch.uint8).view(-1, 28, 28)
+videos = MovingMNIST(digits, deterministic=False)
 batches = videos.batches(config.batch_size, config.frames, 0)
 run = Run(experiment, torch.device("cpu"))
 run.model.train()
+ready = made_ready(batches, run.model, run.device)
+batches = ready.__enter__()
 parts = json.loads(PARTS)
 for line in sys.stdin:
     if line == "profile\\n":
@@ -55,15 +61,16 @@ for line in sys.stdin:
         print(json.dumps(sums), flush=True)
         continue
     steps = max(1, int(line) // config.batch_size)
-    start = time.perf_counter(), time.process_time()
+    for _ in range(4):  # batches that waited, ready, are not counted
+        run.update(next(batches))
+    start = time.perf_counter()
     for _ in range(steps):
         run.update(next(batches))
-    done = steps * config.batch_size
-    elapsed, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
-    print(done / elapsed, done / cpu, flush=True)
+    print(steps * config.batch_size / (time.perf_counter() - start), flush=True)
 """
 
 
+DIGITS = project_root() / "data" / "mnist" / "train-images-idx3-ubyte.gz"
 # By name, the first that matches counts: of PyTorch's operations, without those they call.
 PARTS = {
     "convolutions": r"conv|pixel_shuffle|aten::bmm",
@@ -81,20 +88,19 @@ class Version:
     """A process that trains the version of the code in a folder."""
 
     def __init__(self, folder: Path, experiment: str, threads: int):
-        arguments = [experiment, str(threads), json.dumps(PARTS)]
+        arguments = [experiment, str(threads), json.dumps(PARTS), str(DIGITS)]
         command = [sys.executable, "-c", WORKER, *arguments]
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
             command, cwd=folder, env=environment, stdin=pipe, stdout=pipe, text=True
         )
-        self.rates: list[tuple[float, float]] = []
+        self.rates: list[float] = []
 
-    def train(self, sequences: int) -> tuple[float, float]:
-        """Train on so many sequences; return those per second, and per second of CPU time."""
+    def train(self, sequences: int) -> float:
+        """Train on so many sequences; return those per second."""
         print(sequences, file=self.process.stdin, flush=True)
-        elapsed, cpu = map(float, self.process.stdout.readline().split())
-        return elapsed, cpu
+        return float(self.process.stdout.readline())
 
     def profile(self) -> dict[str, float]:
         """Return the CPU time of a sequence by part, in ms."""
@@ -125,7 +131,7 @@ def draw_profile(versions: dict[str, Version], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("before", type=Path, help="checkout of the other version")
-    parser.add_argument("--experiment", default="srvp_quick")
+    parser.add_argument("--experiment", default="quick")
     parser.add_argument("--named", help="what the other version calls the experiment")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sequences", type=int, default=64, help="a round")
@@ -146,17 +152,11 @@ def main() -> None:
         f"{given.experiment}, {given.threads} thread(s), {given.rounds} rounds of "
         f"{given.sequences} sequences; sequences per second"
     )
-    medians = {}
     for name, version in versions.items():
         version.close()
-        elapsed, cpu = zip(*version.rates, strict=True)
-        medians[name] = median(elapsed), median(cpu)
-        print(
-            f"{name:7} median {medians[name][0]:7.1f}, best {max(elapsed):7.1f}; "
-            f"per second of CPU time {medians[name][1]:7.1f}"
-        )
-    ratio, cpu_ratio = (n / b for n, b in zip(medians["now"], medians["before"], strict=True))
-    print(f"now / before: {ratio:.2f} (CPU time {cpu_ratio:.2f})")
+        print(f"{name:7} median {median(version.rates):7.1f}, best {max(version.rates):7.1f}")
+    ratio = median(versions["now"].rates) / median(versions["before"].rates)
+    print(f"now / before: {ratio:.2f}")
 
 
 if __name__ == "__main__":

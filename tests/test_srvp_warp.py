@@ -11,9 +11,9 @@ from conftest import ROOT, generator
 from srvp.data.sets.moving_mnist import _trajectory
 from srvp.experiment import ConfigError, load_experiment
 from srvp.models import latent
-from srvp.models.interface import VideoShape
+from srvp.models.interface import Clips, VideoShape
 from srvp.models.parts import layers
-from srvp.models.parts.motion import FASTEST, SPEED, MovingTransition
+from srvp.models.parts.motion import FASTEST, SPEED, MovingTransition, lines
 from srvp.store import build_model
 
 CONFIG = load_experiment(ROOT / "params.yaml", "warp_tiny").model
@@ -196,49 +196,56 @@ def start(place, velocity):
 def test_away_from_walls_layers_move_uniformly_whatever_z_is():
     y, transition = start((0.0, 0.5, -0.5, 0.0), (0.4, 0.0, -0.8, 1.2)), motion()
     states, residuals = transition(y, torch.full((1, 6), 9.0), 2)
-    place, velocity, hit, _, rest = transition.split(states[:, -1])
-    torch.testing.assert_close(place, y[:, :4] + SPEED * y[:, 4:8], rtol=0, atol=1e-6)
-    torch.testing.assert_close(velocity, y[:, 4:8], rtol=0, atol=1e-6)
-    assert hit.max() < 1e-6
-    assert torch.equal(rest, y[:, 12:]) and not residuals.any()
+    before, after = transition.split(y), transition.split(states[:, -1])
+    uniform = before.place + SPEED * before.velocity
+    torch.testing.assert_close(after.place, uniform, rtol=0, atol=1e-6)
+    torch.testing.assert_close(after.velocity, before.velocity, rtol=0, atol=1e-6)
+    assert after.hit.max() < 1e-6
+    assert torch.equal(after.rest, before.rest) and not residuals.any()
+
+
+def test_states_are_split_and_joined():
+    y, transition = torch.randn(3, 5, 14, generator=generator()), motion()
+    assert torch.equal(transition.split(y).join(), y)
+
+
+def drift(transition, y):
+    """What a frame without z brings."""
+    return transition.drift(transition.begin(transition.split(y)), 1)
 
 
 def test_walls_reflect_and_z_tells_the_new_velocity():
     y, transition = start((1.7, 0.0, 0.0, -1.6), (0.8, 0.4, 0.0, -1.2)), motion()
-    reflected, left = transition.drift(transition.begin(y), 1)
-    place, velocity, hit, *_ = transition.split(reflected)
+    reflected, left = drift(transition, y)
     # 0.2 and 0.3 coordinates a frame: the first layer is 0.1 outside after half a frame.
-    torch.testing.assert_close(place, torch.tensor([[1.7, 0.1, 0.0, -1.7]]), rtol=0, atol=1e-6)
-    torch.testing.assert_close(velocity, torch.tensor([[-0.8, 0.4, 0.0, 1.2]]), rtol=0, atol=1e-6)
-    torch.testing.assert_close(left, torch.tensor([[0.5, 0.5, 1 / 3, 1 / 3]]), rtol=0, atol=1e-5)
-    assert hit.min() > 0.9
-    z = torch.tensor([[-0.4, 1.0, 1.6, 0.8, 0.0, 0.0]])
-    after = transition.collide(reflected, left, z)
-    torch.testing.assert_close(transition.split(after)[1], z[:, :4], rtol=0, atol=0.2)
+    expected = torch.tensor([[[1.7, 0.1], [0.0, -1.7]]])
+    torch.testing.assert_close(reflected.place, expected, rtol=0, atol=1e-6)
+    expected = torch.tensor([[[-0.8, 0.4], [0.0, 1.2]]])
+    torch.testing.assert_close(reflected.velocity, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(left, torch.tensor([[[1 / 2], [1 / 3]]]), rtol=0, atol=1e-5)
+    assert reflected.hit.min() > 0.9
+    told = torch.tensor([[[-0.4, 1.0], [1.6, 0.8]]])
+    after = transition.collide(reflected, left, told)
+    torch.testing.assert_close(after.velocity, told, rtol=0, atol=0.2)
 
 
 def test_no_z_makes_layers_faster_than_the_fastest():
     y, transition = start((1.7, 0.0, 0.0, -1.6), (0.8, 0.4, 0.0, -1.2)), motion()
-    reflected, left = transition.drift(transition.begin(y), 1)
     z = torch.tensor([[-30.0, 30.0, 30.0, 30.0, 0.0, 0.0]])
-    velocity = transition.split(transition.collide(reflected, left, z))[1]
-    fastest = torch.tensor([[-FASTEST, FASTEST, FASTEST, FASTEST]])
+    velocity = transition.split(transition(y, z, 1)[0][:, -1]).velocity
+    fastest = torch.tensor([[[-FASTEST, FASTEST], [FASTEST, FASTEST]]])
     torch.testing.assert_close(velocity, fastest, rtol=0, atol=0.2)
 
 
 def test_layers_collide_at_a_wall_and_a_little_before_it_in_training():
     y, transition = start((1.7, 0.0, 0.0, 0.0), (0.2, 0.0, 0.0, 0.0)), motion()  # to 1.75 of 1.8
-    hits = [
-        transition.split(transition.train(training).drift(transition.begin(y), 1)[0])[2]
-        for training in (True, False)
-    ]
+    hits = [drift(transition.train(training), y)[0].hit for training in (True, False)]
     assert hits[0][0, 0] > 0.9 and hits[1][0, 0] < 0.1
 
 
 def test_a_doubled_rate_changes_no_collision():
     y, transition = start((1.75, 0.3, 0.2, -1.7), (0.8, 0.4, 0.1, -1.2)), motion()
-    z = transition.split(transition.drift(transition.begin(y), 1)[0])[1]  # reflection alone
-    z = torch.cat([z, torch.zeros(1, 2)], dim=-1)
+    z = F.pad(drift(transition, y)[0].velocity.flatten(1), (0, 2))  # reflection alone
     once, twice = transition(y, z, 1)[0][:, -1], transition(y, z, 2)[0][:, -1]
     torch.testing.assert_close(once[:, :8], twice[:, :8], rtol=0, atol=0.02)
 
@@ -247,15 +254,28 @@ def test_velocities_told_from_places_lead_there():
     """On paths of Stochastic Moving MNIST, whose digits have new velocities after collisions."""
     random, transition = np.random.RandomState(0), motion()
     paths = [_trajectory(random, 12, deterministic=False) for _ in range(400)]
-    pixels = torch.tensor(paths).unflatten(0, (-1, 2))[..., :2].transpose(1, 2).flatten(2)
+    pixels = torch.tensor(paths).unflatten(0, (-1, 2))[..., :2].transpose(1, 2)
     places = ((pixels.round() - 18) / 10).float()
     z = F.pad(transition.velocities(places), (0, 2))
-    y = F.pad(transition.start(places), (0, 2))
+    y = F.pad(transition.start(places).join(), (0, 2))
     for t in range(11):
         y = transition(y, z[:, t], 1)[0][:, -1]
-    error = 10 * (y[:, :4] - places[:, -1]).unflatten(1, (2, 2)).norm(dim=-1)
+    error = 10 * (transition.split(y).place - places[:, -1]).norm(dim=-1)
     # Pixels, after 11 frames with some 1.5 collisions, of places that are rounded to pixels.
     assert error.median() < 0.3 and (error > 3).float().mean() < 0.15
+
+
+def test_layers_go_on_in_a_line_until_they_turn():
+    path = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 3.0, 2.0])[None, :, None, None].expand(1, 7, 1, 2)
+    last, frames = lines(path)
+    assert frames.flatten().tolist() == [3, 3, 2, 1, 2, 1]
+    assert last[0, :, 0, 0].tolist() == [3, 4, 4, 4, 2, 2]
+
+
+def test_the_loss_is_the_same_whether_clips_are_prepared_before():
+    model, (x, _) = build_model(CONFIG, VideoShape(1), seed=0).eval(), scene(T)
+    draws = model.draw_randomness(1, T, 1, generator())
+    assert torch.equal(model.loss(model.prepare(Clips(x)), draws).total, model.loss(x, draws).total)
 
 
 @pytest.mark.parametrize("background", ["black", "median"])

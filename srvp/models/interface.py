@@ -155,6 +155,14 @@ class VideoModel(nn.Module, ABC):
         """
         return self.draw_noise(count, frames, generator)
 
+    def prepare(self, clips: Clips) -> NamedTuple:
+        """Compute, before the step, what a loss needs of the clips alone: no weight changes it.
+
+        Returns:
+            What `loss` is given: the fields of `clips`, and the model's own.
+        """
+        return clips
+
     def loss(
         self, clips: Clips | Tensor, randomness: NamedTuple, objective: str = "loss"
     ) -> NamedTuple:

@@ -31,7 +31,7 @@ from torch.distributions import Normal, kl_divergence
 from srvp.models import srvp
 from srvp.models.interface import Clips, VideoShape
 from srvp.models.parts import layers, networks
-from srvp.models.parts.motion import SPEED, UNIT, MovingTransition
+from srvp.models.parts.motion import SPEED, UNIT, MovingTransition, pairs
 from srvp.models.srvp import FRAMES_AT_ONCE, SRVP, Inference, Noise, Reconstruction
 from srvp.schema import ConfigError, Count, Real
 
@@ -77,10 +77,11 @@ class Randomness(NamedTuple):
     decoded: Tensor  # (B, decoded_frames) distinct frame indices
 
 
-class Sight(NamedTuple):
-    """What is seen in frames before anything is inferred."""
+class Prepared(NamedTuple):
+    """Clips, and what is found in them by arithmetic alone."""
 
-    h: Tensor  # (B, T, nhx + 4K) encodings
+    frames: Tensor
+    actions: Tensor | None
     places: Tensor  # (B, T, K, 2) in pixels
     images: Tensor  # (B, K C n n [+ C H H]): contents, and the background if there is one
 
@@ -130,27 +131,36 @@ class SRVPWarp(SRVP):
         decoded = torch.rand(count, frames, **random).argsort(dim=1)[:, : c.decoded_frames]
         return Randomness(noise, decoded)
 
-    def look(self, x: Tensor) -> Sight:
-        """Separate the layers of the first k frames; find and encode the places of all frames."""
+    @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)
+    @torch.autocast("cuda", enabled=False)
+    def prepare(self, clips: Clips) -> Prepared:
+        """Separate the layers of the first k frames, and find their places in all frames."""
+        x = clips.frames
         c, k = self.config, self.config.inference_frames
-        with torch.no_grad():
-            background = self._background(x[:, :k])
-            moving = x if background is None else x - background[:, None]
-            brightness = moving.abs().mean(dim=2).flatten(0, 1)
-            found = layers.find(brightness, c.layers, c.window / 6).unflatten(0, x.shape[:2])
-            found = layers.link(found)
-            contents, exact = layers.separate(moving[:, :k], found[:, :k], c.window, c.rounds)
-            later = found[:, k:] + (exact - found[:, :k]).mean(dim=1, keepdim=True)
-            later = layers.follow(moving[:, k:], later, exact[:, -2:], contents, c.rounds // 2)
-            places = torch.cat([exact, later], dim=1)
+        background = self._background(x[:, :k])
+        moving = x if background is None else x - background[:, None]
+        brightness = moving.abs().mean(dim=2).flatten(0, 1)
+        found = layers.find(brightness, c.layers, c.window / 6).unflatten(0, x.shape[:2])
+        found = layers.link(found)
+        contents, exact = layers.separate(moving[:, :k], found[:, :k], c.window, c.rounds)
+        later = found[:, k:] + (exact - found[:, :k]).mean(dim=1, keepdim=True)
+        later = layers.follow(moving[:, k:], later, exact[:, -2:], contents, c.rounds // 2)
+        images = [contents] if background is None else [contents, background]
+        images = torch.cat([image.flatten(1) for image in images], dim=1)
+        return Prepared(*clips, torch.cat([exact, later], dim=1), images)
+
+    def _prepared(self, clips: Prepared | Clips) -> Prepared:
+        return clips if isinstance(clips, Prepared) else self.prepare(clips)
+
+    def _encode_with(self, places: Tensor, x: Tensor) -> Tensor:
+        """Encode frames of few cells, joined by places and speeds: h `(B, T, nhx + 4K)`."""
         at = self._coordinates(places)
         speed = at.diff(dim=1) / SPEED
         speed = torch.cat([speed[:, :1], speed], dim=1)
         small = F.adaptive_avg_pool2d(x.flatten(0, 1), layers.CELLS)
         h = self.encoder(small)[0].unflatten(0, x.shape[:2])
-        h = torch.cat([h, at, speed], dim=-1)
-        images = [contents] if background is None else [contents, background]
-        return Sight(h, places, torch.cat([image.flatten(1) for image in images], dim=1))
+        return torch.cat([h, at, speed], dim=-1)
 
     def _background(self, given: Tensor) -> Tensor | None:
         return None if self.config.background == "black" else given.median(dim=1).values
@@ -163,24 +173,21 @@ class SRVPWarp(SRVP):
     def places(self, y: Tensor) -> Tensor:
         """Return the places of the layers in states `(B, T, ny)`: `(B, T, K, 2)` in pixels."""
         size = self.shape.size
-        coordinates = y[..., : 2 * self.config.layers].unflatten(-1, (-1, 2))
+        coordinates = pairs(y[..., : 2 * self.config.layers])
         return (size - 1) / 2 + size * UNIT * coordinates
 
-    def infer(self, clips: Clips | Tensor) -> Inference:
+    def infer(self, clips: Prepared | Clips | Tensor) -> Inference:
         """Infer content and posterior from at least k given frames; w is of the first k."""
-        return self._infer(self.look(self.check_shape(clips).frames))
-
-    _condition = infer
-
-    def _infer(self, sight: Sight) -> Inference:
-        h, c = sight.h, self.config
-        k = c.inference_frames
+        clips, c = self._prepared(self.check_shape(clips)), self.config
+        h, k = self._encode_with(clips.places, clips.frames), c.inference_frames
         q_y = networks.softplus_normal(self.q_y(h[:, :k].flatten(1)))
-        start = self.transition.start(self._places_seen(h[:, :k]))
+        start = self.transition.start(self._places_seen(h[:, :k])).join()
         start = F.pad(start, (0, c.ny - start.shape[-1]))
         q_y = Normal(q_y.mean + start, q_y.stddev, validate_args=False)
-        w = torch.cat([sight.images, self.infer_content(h[:, :k])], dim=1)
+        w = torch.cat([clips.images, self.infer_content(h[:, :k])], dim=1)
         return Inference(q_y, self.infer_z(h), w, None)
+
+    _condition = infer
 
     def infer_z(self, h: Tensor) -> Normal:
         velocities = self.transition.velocities(self._places_seen(h))
@@ -188,12 +195,12 @@ class SRVPWarp(SRVP):
 
     def _places_seen(self, h: Tensor) -> Tensor:
         n = 4 * self.config.layers
-        return h[..., -n : -n // 2]
+        return pairs(h[..., -n : -n // 2])
 
     def prior(self, y: Tensor) -> Normal:
         """p(z_{t+1} | y_t), told by where the layers come to if z changes nothing."""
-        y, _ = self.transition.drift(self.transition.begin(y), 1)
-        return self._about(self.transition.split(y)[1], super().prior(y))
+        moved, _ = self.transition.drift(self.transition.begin(self.transition.split(y)), 1)
+        return self._about(moved.velocity.flatten(-2), super().prior(moved.join()))
 
     def _about(self, velocity: Tensor, z: Normal) -> Normal:
         mean = z.mean + F.pad(velocity, (0, self.config.nz - velocity.shape[-1]))
@@ -232,11 +239,11 @@ class SRVPWarp(SRVP):
         y_1, z = networks.sample(inference.q_y, noise.y), networks.sample(inference.q_z, noise.z)
         return self.rollout(y_1, z, self.config.euler_steps)
 
-    def _loss(self, clips: Clips, randomness: Randomness, objective: str) -> Loss:
+    def _loss(self, clips: Prepared | Clips, randomness: Randomness, objective: str) -> Loss:
         """The negative ELBO, the likelihood that of some frames, and the error of the places."""
         c, x, (noise, decoded) = self.config, clips.frames, randomness
-        sight = self.look(x)
-        inference = self._infer(sight)
+        clips = self._prepared(clips)
+        inference = self.infer(clips)
         y, residuals = self._states(inference, noise)
         drawn = self.decode(inference.w, networks.pick(y, decoded)).float()
         scale, one = x.new_full((), c.obs_scale), x.new_ones(())
@@ -247,7 +254,7 @@ class SRVPWarp(SRVP):
         kl_y = kl_divergence(inference.q_y, standard).sum() / len(x)
         kl_z = kl_divergence(inference.q_z, self.prior(y[:, :-1])).sum() / len(x)
         residual = residuals.norm(dim=-1).sum() / len(x)
-        place = F.smooth_l1_loss(self.places(y), sight.places, reduction="sum") / len(x)
+        place = F.smooth_l1_loss(self.places(y), clips.places, reduction="sum") / len(x)
         latent = c.beta_y * kl_y + c.beta_z * kl_z + c.l2_res * residual
         total = nll + latent + c.place_weight * place
         return Loss(total, nll, kl_y, kl_z, residual, place)

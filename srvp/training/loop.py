@@ -19,6 +19,7 @@ from srvp.files import atomic_write
 from srvp.models.interface import VideoModel
 from srvp.store import CURVES_FILE, MODEL_FILE, current_entry, save_model
 from srvp.training import distributed
+from srvp.training.ahead import made_ready
 from srvp.training.run import Row, Run, rate_factor
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -172,11 +173,10 @@ def _optimise(
     run.model.train()
     # A bar that rarely refreshes: every refresh is a line in an executed notebook.
     hidden = distributed.rank() > 0
-    with tqdm(
-        total=config.steps, initial=run.step, unit="step", mininterval=5, disable=hidden
-    ) as bar:
+    bar = tqdm(total=config.steps, initial=run.step, unit="step", mininterval=5, disable=hidden)
+    with bar, made_ready(batches, run.model, run.device) as ready:
         while run.step < config.steps:
-            run.update(next(batches))
+            run.update(next(ready))
             bar.update()
             last = run.step == config.steps
             if last or run.step % row_interval == 0:

@@ -17,7 +17,7 @@ from srvp.data import VideoSource
 from srvp.devices import autocast
 from srvp.experiment import Experiment, TrainingConfig, to_entry
 from srvp.files import atomic_write, project_root
-from srvp.models.interface import Clips, VideoModel
+from srvp.models.interface import VideoModel
 from srvp.store import build_model, load_model
 from srvp.training import distributed
 from srvp.training.capture import Captured
@@ -95,8 +95,8 @@ class Run:
         """The model to validate and to keep: with `ema`, the moving average."""
         return self.model if self.average is None else self.average
 
-    def update(self, clips: Clips) -> None:
-        """Take one optimisation step, without waiting for it.
+    def update(self, clips: NamedTuple) -> None:
+        """Take one optimisation step on clips, prepared or not, without waiting for it.
 
         Each of several processes is given the same clips and takes its share of the work.
         """
@@ -115,7 +115,7 @@ class Run:
     def _gradients_of(self, objective: str, groups: tuple[str, ...]):
         """Return the function that leaves the gradients of an objective in its parameters."""
 
-        def gradients(clips: Clips, randomness: NamedTuple) -> NamedTuple:
+        def gradients(clips: NamedTuple, randomness: NamedTuple) -> NamedTuple:
             for group in groups:
                 self.optimizers[group].zero_grad()
             with autocast(self.config.precision, self.device):

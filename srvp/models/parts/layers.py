@@ -13,6 +13,7 @@ Shapes: B clips, T frames, K layers, C channels; x (B, T, C, H, H); contents (B,
 (B, T, K, 2), row and column in pixels, fractions allowed.
 """
 
+from functools import reduce
 from itertools import permutations
 
 import torch
@@ -112,15 +113,20 @@ def separate(x: Tensor, places: Tensor, n: int, rounds: int) -> tuple[Tensor, Te
         seen = cut(x, places, n)  # (B, T, K, C, n, n)
         if contents is None:
             # What is common: the value nearest to zero, as a layer that passes by only adds.
-            contents = seen.gather(1, seen.abs().argmin(dim=1, keepdim=True))[:, 0]
+            contents = reduce(_nearer_to_zero, seen.unbind(dim=1))
         contents = (contents + _unexplained(seen, contents, places).mean(dim=1)).clamp(darkest, 1)
         if 0 < i < rounds - 1:
-            places = places - _correction(_unexplained(seen, contents, places), contents)
+            unexplained = _unexplained(seen, contents, places)
+            places = places - _correction(unexplained, _steps(contents))
     for _ in range(SHARPENED):
         missing = x - paste(contents, places, x.shape[-1]).clamp(-1, 1)
         contents = (contents + cut(missing, places, n).mean(dim=1)).clamp(darkest, 1)
     offset = _off_centre(contents)
-    return _windows(contents, offset, n), places + offset[:, None]
+    return _windows(contents, offset[:, :, None], n)[:, :, 0], places + offset[:, None]
+
+
+def _nearer_to_zero(one: Tensor, other: Tensor) -> Tensor:
+    return torch.where(other.abs() < one.abs(), other, one)
 
 
 def _off_centre(contents: Tensor) -> Tensor:
@@ -145,17 +151,18 @@ def follow(x: Tensor, found: Tensor, before: Tensor, contents: Tensor, rounds: i
         contents: of the layers.
         rounds: Gauss-Newton steps.
     """
-    followed = list(before.unbind(dim=1))
+    followed, steps = list(before.unbind(dim=1)), _steps(contents)
     orders = torch.tensor(list(permutations(range(found.shape[2]))), device=x.device)
     for t in range(found.shape[1]):
         frame, candidates = x[:, t : t + 1], found[:, t : t + 1]
         uniform = 2 * followed[-1] - followed[-2]
-        best, missed = _settle(frame, uniform[:, None], contents, rounds)
+        best, missed = _settle(frame, uniform[:, None], contents, steps, rounds)
         lost = (missed > UNEXPLAINED * frame.square().sum(dim=(1, 2, 3, 4))).nonzero()[:, 0]
         if len(lost):
             clip = lost.repeat(len(orders))  # every lost clip with every order
             guesses = candidates[lost][:, :, orders].movedim(2, 0).flatten(0, 1)
-            guesses, errors = _settle(frame[clip], guesses, contents[clip], rounds)
+            given = frame[clip], guesses, contents[clip], steps[clip]
+            guesses, errors = _settle(*given, rounds)
             errors, chosen = errors.view(len(orders), -1).min(dim=0)
             guesses = guesses.unflatten(0, (len(orders), -1))
             guesses = guesses[chosen, torch.arange(len(lost), device=x.device)]
@@ -165,11 +172,13 @@ def follow(x: Tensor, found: Tensor, before: Tensor, contents: Tensor, rounds: i
     return torch.stack(followed[2:], dim=1) if len(followed) > 2 else found
 
 
-def _settle(x: Tensor, places: Tensor, contents: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
+def _settle(
+    x: Tensor, places: Tensor, contents: Tensor, steps: Tensor, rounds: int
+) -> tuple[Tensor, Tensor]:
     """Correct places in frames `(B, 1, C, H, H)`; return them and what stays unexplained `(B,)`."""
     for _ in range(rounds):
         seen = cut(x, places, contents.shape[-1])
-        places = places - _correction(_unexplained(seen, contents, places), contents)
+        places = places - _correction(_unexplained(seen, contents, places), steps)
     missed = x - paste(contents, places, x.shape[-1]).clamp(-1, 1)
     return places, missed.square().sum(dim=(1, 2, 3, 4))
 
@@ -179,52 +188,52 @@ def _unexplained(seen: Tensor, contents: Tensor, places: Tensor) -> Tensor:
     n, total = contents.shape[-1], contents[:, None]
     for step in range(1, contents.shape[1]):
         ahead = places - places.roll(step, dims=2)  # where my window begins in the other's
-        other = contents.roll(step, dims=1)[:, None].expand(-1, places.shape[1], -1, -1, -1, -1)
-        total = total + _windows(other, ahead, n)
+        others = _windows(contents.roll(step, dims=1), ahead.transpose(1, 2), n)
+        total = total + others.transpose(1, 2)
     return seen - total.clamp(-1, 1)
 
 
-def _correction(unexplained: Tensor, contents: Tensor) -> Tensor:
-    """Return the step of the places that explains the most, `(B, T, K, 2)`."""
-    row, column = torch.gradient(contents, dim=(-2, -1))
-    parts = (-3, -2, -1)
+def _steps(contents: Tensor) -> Tensor:
+    """Return what turns a difference of windows into a Gauss-Newton step, `(B, K, C n n, 2)`."""
+    edges = torch.stack(torch.gradient(contents, dim=(-2, -1)), dim=-1).flatten(2, -2)
     # The added 1 keeps a content without edges where it is.
-    rr, cc = (row * row).sum(parts) + 1, (column * column).sum(parts) + 1
-    rc = (row * column).sum(parts)
-    by_row = (unexplained * row[:, None]).sum(parts)
-    by_column = (unexplained * column[:, None]).sum(parts)
-    determinant = (rr * cc - rc * rc)[:, None]
-    step_row = (cc[:, None] * by_row - rc[:, None] * by_column) / determinant
-    step_column = (rr[:, None] * by_column - rc[:, None] * by_row) / determinant
-    return torch.stack([step_row, step_column], dim=-1).clamp(-1, 1)
+    squares = edges.mT @ edges + torch.eye(2, device=edges.device)
+    return edges @ torch.linalg.inv(squares)
+
+
+def _correction(unexplained: Tensor, steps: Tensor) -> Tensor:
+    """Return the step of the places that explains the most, `(B, T, K, 2)`."""
+    differences = unexplained.flatten(3).transpose(1, 2)  # (B, K, T, C n n)
+    return (differences @ steps).transpose(1, 2).clamp(-1, 1)
 
 
 def cut(x: Tensor, places: Tensor, n: int) -> Tensor:
     """Cut windows of n x n pixels: `(B, T, K, C, n, n)`; beyond the frame there is nothing."""
-    images = x[:, :, None].expand(-1, -1, places.shape[2], -1, -1, -1)
-    return _windows(images, places - (n - 1) / 2, n)
+    return _windows(x, places - (n - 1) / 2, n)
 
 
 def _windows(images: Tensor, corners: Tensor, n: int) -> Tensor:
-    """Cut one window of n x n pixels out of each image, interpolating linearly.
+    """Cut M windows of n x n pixels out of each image, interpolating linearly.
 
     Args:
-        images: `(..., C, H, H)`.
-        corners: row and column of a window's first pixel, `(..., 2)`.
+        images: `(A, B, C, H, H)`.
+        corners: rows and columns of the windows' first pixels, `(A, B, M, 2)`.
+
+    Returns:
+        `(A, B, M, C, n, n)`.
     """
-    size, offset = images.shape[-1], torch.arange(n, device=images.device)
+    size, offset = images.shape[-1], torch.arange(n, dtype=images.dtype, device=images.device)
     # From -1 for the first pixel to 1 for the last, as `grid_sample` has it; column before row.
-    pixels = (corners[..., None] + offset) * (2 / (size - 1)) - 1
-    row, column = pixels.flatten(0, -3).unbind(dim=1)
-    grid = torch.stack(torch.broadcast_tensors(column[:, None, :], row[:, :, None]), dim=-1)
-    seen = F.grid_sample(images.flatten(0, -4), grid, align_corners=True)
-    return seen.unflatten(0, corners.shape[:-1])
+    row, column = (corners.flatten(0, 1)[..., None] + offset).mul(2 / (size - 1)).sub(1).unbind(-2)
+    grid = torch.stack(torch.broadcast_tensors(column[..., None, :], row[..., None]), dim=-1)
+    seen = F.grid_sample(images.flatten(0, 1), grid.flatten(1, 2), align_corners=True)
+    return seen.unflatten(2, (-1, n)).transpose(1, 2).unflatten(0, corners.shape[:2])
 
 
 def paste(contents: Tensor, places: Tensor, size: int) -> Tensor:
     """Return the sum of layers at their places, frames `(B, T, C, size, size)`; gradients pass."""
     n = contents.shape[-1]
-    rows, columns = (_interpolation(places[..., i], n, size) for i in (0, 1))
+    rows, columns = _interpolation(places, n, size).unbind(dim=-3)  # (B, T, K, n, size)
     wide = contents[:, None] @ columns[..., None, :, :]  # (B, T, K, C, n, size)
     wide = wide.movedim(2, 3).flatten(3, 4)  # of all layers, one above the other
     return rows.flatten(2, 3)[:, :, None].mT @ wide
@@ -234,5 +243,5 @@ def _interpolation(centre: Tensor, n: int, size: int) -> Tensor:
     """Return matrices `(..., n, size)` that read n pixels around a centre, linearly."""
     offset = torch.arange(n, dtype=centre.dtype, device=centre.device) - (n - 1) / 2
     pixel = torch.arange(size, dtype=centre.dtype, device=centre.device)
-    distance = (centre[..., None] + offset)[..., None] - pixel
-    return (1 - distance.abs()).clamp(min=0)
+    distance = centre[..., None, None] + (offset[:, None] - pixel)
+    return F.relu(1 - distance.abs())

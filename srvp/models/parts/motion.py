@@ -1,16 +1,19 @@
 """How layers move: on by themselves, and with new velocities, which z tells, after collisions.
 
-A state y begins with numbers of K layers: places and velocities, 2K coordinates each; then K of
-`hit`, from 0 to 1, whether a layer collides in this step, and K of `still`, in how many more steps
-its velocity may change. A coordinate of a place is 0 in the middle of the frame and 1 at `UNIT` of
-its size from there.
+A state y begins with numbers of K layers (`Motion`): places and velocities, 2K coordinates each;
+then K of `hit`, from 0 to 1, whether a layer collides in this frame, and K of `still`, in how many
+more frames its velocity may change. A coordinate of a place is 0 in the middle of the frame and 1
+at `UNIT` of its size from there.
 
 z begins with the velocities of the layers. It has a say when they collide; in the next step, as
 what is seen of a collision depends on when in the step it was; and in the first two steps of a
 video. At other times layers move uniformly, whatever z is.
 """
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srvp.models.ablations import MLPTransition
@@ -23,6 +26,20 @@ AHEAD = 3  # frames that a velocity after a collision is told from, if they are 
 JUMP = 1.2  # change of a velocity that places rounded to pixels do not explain
 LEFT = 0.25  # part of a frame that a velocity is told from, at least
 FASTEST = 2.0  # a velocity after a collision, at most
+
+
+class Motion(NamedTuple):
+    """The parts of states `(..., ny)` with K layers."""
+
+    place: Tensor  # (..., K, 2)
+    velocity: Tensor  # (..., K, 2)
+    hit: Tensor  # (..., K, 1)
+    still: Tensor  # (..., K, 1)
+    rest: Tensor  # (..., ny - 6K)
+
+    def join(self) -> Tensor:
+        """Return the states."""
+        return torch.cat([*(part.flatten(-2) for part in self[:4]), self.rest], dim=-1)
 
 
 class MovingTransition(MLPTransition):
@@ -44,106 +61,116 @@ class MovingTransition(MLPTransition):
 
     def forward(self, y: Tensor, z: Tensor, euler_steps: int) -> tuple[Tensor, Tensor]:
         """As `srvp.ResidualTransition`; the residuals are those of f alone."""
-        states, residuals, y = [], [], self.begin(y)
+        states, residuals, motion = [], [], self.begin(self.split(y))
+        wanted = pairs(z[..., : 2 * self.layers]).clamp(-FASTEST, FASTEST)
         for _ in range(euler_steps):
-            force = self.forced * self.f(torch.cat([y, z], dim=-1))
-            residuals.append(force / euler_steps)
-            y = self.collide(*self.drift(y, 1 / euler_steps), z) + residuals[-1]
-            states.append(y)
+            force = self.f(torch.cat([motion.join(), z], dim=-1))
+            residuals.append(self.forced / euler_steps * force)
+            moved = self.collide(*self.drift(motion, 1 / euler_steps), wanted)
+            states.append(moved.join() + residuals[-1])
+            motion = self.split(states[-1])
         return torch.stack(states, dim=1), torch.stack(residuals, dim=1)
 
-    def split(self, y: Tensor) -> tuple[Tensor, ...]:
-        """Split a state: places, velocities `(..., 2K)`, hit, still `(..., K)` and the rest."""
+    def split(self, y: Tensor) -> Motion:
+        """Split states `(..., ny)` into their parts."""
         k = self.layers
-        return y.split([2 * k, 2 * k, k, k, y.shape[-1] - 6 * k], dim=-1)
+        place, velocity, hit, still, rest = y.split([2 * k, 2 * k, k, k, y.shape[-1] - 6 * k], -1)
+        return Motion(pairs(place), pairs(velocity), hit[..., None], still[..., None], rest)
 
-    def begin(self, y: Tensor) -> Tensor:
+    def begin(self, motion: Motion) -> Motion:
         """Begin a frame, in which nothing has collided yet."""
-        place, velocity, hit, still, rest = self.split(y)
-        still = torch.maximum(hit, (still - 1).clamp(min=0))
-        return torch.cat([place, velocity, torch.zeros_like(hit), still, rest], dim=-1)
+        still = torch.maximum(motion.hit, F.relu(motion.still - 1))
+        return motion._replace(hit=torch.zeros_like(motion.hit), still=still)
 
-    def drift(self, y: Tensor, time: float) -> tuple[Tensor, Tensor]:
+    def drift(self, motion: Motion, time: float) -> tuple[Motion, Tensor]:
         """Move the layers for a part of a frame; walls reflect them.
 
         Returns:
-            The state, and the time left after a collision, or all of it `(..., 2K)`.
+            The motion, and the time left after a collision, or all of it `(..., K, 1)`.
         """
-        place, velocity, hit, still, rest = self.split(y)
-        place, left = place + time * SPEED * velocity, torch.full_like(place, time)
-        near = torch.ones_like(hit)
-        if self.wall is not None:
-            outside = place * velocity.sign() - self.wall
-            place = place - 2 * outside.clamp(min=0) * velocity.sign()
-            passed = outside.clamp(min=0) / (SPEED * velocity.abs()).clamp(min=1e-3)
-            passed = self._pair(passed.unflatten(-1, (-1, 2)).amax(dim=-1).clamp(max=time))
-            left = torch.where(passed > 0, passed, left)
-            # Places are seen rounded to pixels: training has to explain collisions a little early.
-            near = (outside + NEAR * self.training) / SOFT
-            near = near.unflatten(-1, (-1, 2)).amax(dim=-1).sigmoid()
-            velocity = torch.where(outside > 0, -velocity, velocity)
-        hit = torch.maximum(hit, near)
-        return torch.cat([place, velocity, hit, still, rest], dim=-1), left
+        place, velocity, hit, *_ = motion
+        place = place + time * SPEED * velocity
+        if self.wall is None:
+            hit, left = torch.ones_like(hit), torch.full_like(hit, time)
+            return motion._replace(place=place, hit=hit), left
+        direction = velocity.detach().sign()
+        outside = place * direction - self.wall
+        beyond = F.relu(outside)
+        passed = beyond / (SPEED * velocity * direction).clamp(min=1e-3)
+        passed = passed.amax(dim=-1, keepdim=True).clamp(max=time)
+        # Places are seen rounded to pixels: training has to explain collisions a little early.
+        near = (outside + NEAR * self.training) / SOFT
+        near = near.amax(dim=-1, keepdim=True).sigmoid()
+        moved = motion._replace(
+            place=place - 2 * beyond * direction,
+            velocity=velocity * torch.where(outside > 0, -1.0, 1.0),
+            hit=torch.maximum(hit, near),
+        )
+        return moved, torch.where(passed > 0, passed, time)
 
-    def collide(self, y: Tensor, left: Tensor, z: Tensor) -> Tensor:
-        """Give layers whose velocities may change those of z, for the time that was left."""
-        place, velocity, hit, still, rest = self.split(y)
-        wanted = z[..., : 2 * self.layers].clamp(-FASTEST, FASTEST)
-        change = self._gate(hit, still) * (wanted - velocity)
-        place, velocity = place + left * SPEED * change, velocity + change
-        return torch.cat([place, velocity, hit, still, rest], dim=-1)
+    def collide(self, motion: Motion, left: Tensor, velocity: Tensor) -> Motion:
+        """Give layers whose velocities may change others `(..., K, 2)`, for the time left."""
+        change = self.changes(motion) * (velocity - motion.velocity)
+        return motion._replace(
+            place=motion.place + left * SPEED * change, velocity=motion.velocity + change
+        )
 
-    def _gate(self, hit: Tensor, still: Tensor) -> Tensor:
-        return self._pair(torch.maximum(hit, still.clamp(0, 1)))
+    def changes(self, motion: Motion) -> Tensor:
+        """Return, from 0 to 1, whether velocities may change: `(..., K, 1)`."""
+        return torch.maximum(motion.hit, motion.still.clamp(max=1))
 
-    def start(self, places: Tensor) -> Tensor:
-        """Tell the first state from places seen `(B, T, 2K)`, T at least 2: `(B, 6K)`."""
+    def start(self, places: Tensor) -> Motion:
+        """Tell the first motion `(B, K, ...)` from places seen `(B, T, K, 2)`, T at least 2."""
         place, velocity = places[:, 0], (places[:, 1] - places[:, 0]) / SPEED
-        still = torch.full_like(place[..., : self.layers], 3.0)  # a step of it ends at once
-        return torch.cat([place, velocity, torch.zeros_like(still), still], dim=-1)
+        hit = torch.zeros_like(place[..., :1])
+        still = torch.full_like(hit, 3.0)  # a frame of it ends at once
+        return Motion(place, velocity, hit, still, place.new_empty(len(place), 0))
 
     def velocities(self, places: Tensor) -> Tensor:
         """Tell velocities from places seen, as z has them.
 
         Args:
-            places: coordinates in frames 1, ..., T, `(B, T, 2K)`.
+            places: coordinates in frames 1, ..., T, `(B, T, K, 2)`.
 
         Returns:
             Velocities after frames 2, ..., T, `(B, T - 1, 2K)`: where they may change, those that
             lead to the places seen, in collisions in this frame, else in the next few; elsewhere
             those that layers have anyway.
         """
-        velocities, y = [], self.start(places)
+        if places.shape[1] < 2:
+            return places[:, 1:].flatten(2)
+        velocities, motion = [], self.start(places)
+        goals, frames = lines(places)
         for t in range(1, places.shape[1]):
-            y, left = self.drift(self.begin(y), 1)
-            place, velocity, hit, still, _ = self.split(y)
+            motion, left = self.drift(self.begin(motion), 1)
+            place, velocity = motion.place, motion.velocity
             now = velocity + (places[:, t] - place) / (SPEED * left.clamp(min=LEFT))
-            later = self._ahead(places[:, t - 1 :], place - SPEED * velocity)
-            wanted = torch.where(self._pair(hit) > 0.5, now, later).clamp(-FASTEST, FASTEST)
-            velocities.append(torch.lerp(velocity, wanted, self._gate(hit, still)))
-            y = self.collide(y, left, velocities[-1])
-        return torch.stack(velocities, dim=1) if velocities else places[:, 1:]
+            before = place - SPEED * velocity
+            later = (goals[:, t - 1] - before) / (SPEED * frames[:, t - 1])
+            wanted = torch.where(motion.hit > 0.5, now, later).clamp(-FASTEST, FASTEST)
+            velocities.append(torch.lerp(velocity, wanted, self.changes(motion)))
+            motion = self.collide(motion, left, velocities[-1])
+        return torch.stack(velocities, dim=1).flatten(2)
 
-    def _ahead(self, places: Tensor, place: Tensor) -> Tensor:
-        """Return the velocities `(B, 2K)` from a place to the last of places seen in a line.
 
-        Args:
-            places: seen in the frame of that place and after it, `(B, at least 2, 2K)`.
-            place: coordinates that motion begins from, `(B, 2K)`.
-        """
-        moved = places.diff(dim=1)[:, :AHEAD]
-        velocity, line = places[:, 1] - place, torch.ones_like(place).bool()
-        for step in range(1, moved.shape[1]):
-            line = line & self._alike(moved[:, step], moved[:, 0])
-            mean = (places[:, step + 1] - place) / (step + 1)
-            velocity = torch.where(line, mean, velocity)
-        return velocity / SPEED
+def lines(places: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how far layers go on in a line from every frame but the last, at most `AHEAD` frames.
 
-    def _alike(self, one: Tensor, other: Tensor) -> Tensor:
-        """Whether displacements `(..., 2K)` of a frame are the same but for rounding, by layer."""
-        difference = (one - other).unflatten(-1, (-1, 2)).norm(dim=-1)
-        return self._pair(difference < JUMP * SPEED)
+    Args:
+        places: coordinates seen, `(B, T, K, 2)`.
 
-    def _pair(self, numbers: Tensor) -> Tensor:
-        """Repeat numbers of layers `(..., K)` for both coordinates `(..., 2K)`."""
-        return numbers.repeat_interleave(2, dim=-1)
+    Returns:
+        The last places in a line `(B, T - 1, K, 2)`, and in how many frames `(B, T - 1, K, 1)`.
+    """
+    moved = F.pad(places.diff(dim=1), (0, 0, 0, 0, 0, AHEAD - 1), value=torch.inf)
+    moved = moved.unfold(1, AHEAD, 1)  # (B, T - 1, K, 2, AHEAD)
+    difference = (moved[..., 1:] - moved[..., :1]).norm(dim=-2)
+    alike = difference < JUMP * SPEED  # but for rounding to pixels
+    frames = 1 + alike.cumprod(dim=-1).sum(dim=-1, keepdim=True)
+    last = frames + torch.arange(frames.shape[1], device=places.device)[:, None, None]
+    return places.gather(1, last.expand(-1, -1, -1, 2)), frames
+
+
+def pairs(numbers: Tensor) -> Tensor:
+    """Turn coordinates `(..., 2K)` into those of each layer `(..., K, 2)`."""
+    return numbers.unflatten(-1, (-1, 2))
