@@ -32,10 +32,10 @@ from srvp.data.prepared import PreparedVideos
 from srvp.data.sets.moving_mnist import MovingMNIST
 from srvp.data.staging import Fold, Video, write_prepared
 from srvp.evaluation.protocol import (
-    all_predictors,
     batch_files,
     evaluate,
     evaluate_experiment,
+    parts,
     sampler,
     score_batches,
 )
@@ -264,7 +264,9 @@ def compare_forecasts(given: argparse.Namespace) -> None:
             # Whoever is first meets a colder memory: they take turns in that, too.
             for scores in sorted(metrics, reverse=turn % 2 == 1):
                 config = replace(experiment.evaluation, metrics=metrics[scores])
-                predictors = all_predictors(model, replace(experiment, evaluation=config), videos)
+                scored = replace(experiment, evaluation=config)
+                both = parts(model, scored, videos, Path(folder), None)
+                predictors = {n: p for part in both for n, p in part.predictors.items()}
                 batch = {path.with_name(f"{len(config.metrics)}-{path.name}"): numbers}
                 start = time.perf_counter()
                 score_batches(batch, predictors, videos, config, device, progress=False)

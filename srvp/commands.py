@@ -20,6 +20,10 @@ def _run(name: str, given: Path | None) -> Path:
     return given or project_root() / "runs" / name
 
 
+def _references() -> Path:
+    return project_root() / "scratch" / "references"
+
+
 def _model_file(given: str | None, default: Path | None = None) -> Path:
     """Return the file of a model that is given by its file or by the name of a pretrained one."""
     from srvp.store import pretrained_file
@@ -83,7 +87,7 @@ def evaluate(
     evaluation = replace(protocol.evaluation, **changes)
     settings = replace(protocol, data=data, evaluation=evaluation).with_model_of(trained)
     videos = open_test(settings.data, _prepared(experiment, prepared))
-    scores = evaluate_everywhere(network, settings, videos, path, out)
+    scores = evaluate_everywhere(network, settings, videos, path, out, references=_references())
     print(metrics_table(scores).round(4).to_string())
 
 
@@ -96,7 +100,7 @@ def score(predictions: Path, experiment: str, prepared: Path | None, out: Path) 
     _keep(predictions, ("",), out)
     settings = _experiment(experiment)
     videos = open_test(settings.data, _prepared(experiment, prepared))
-    scores = evaluate_predictions(predictions, settings, videos, out)
+    scores = evaluate_predictions(predictions, settings, videos, out, _references())
     print(metrics_table(scores).round(4).to_string())
 
 

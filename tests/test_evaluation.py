@@ -419,33 +419,63 @@ save, saved = protocol.save_file, []
 def killed(arrays, path):
     save(arrays, path)
     saved.append(path)
-    if len(saved) == 2:
+    if len(saved) == int(sys.argv[3]):
         path.write_bytes(path.read_bytes()[:100])
         os.kill(os.getpid(), signal.SIGKILL)
 
 protocol.save_file = killed
-folder, test = map(Path, sys.argv[1:])
+folder, test = map(Path, sys.argv[1:3])
 source = folder / "model.safetensors"
 model, experiment = load_model(source)
 protocol.evaluate_experiment(model, experiment, PreparedVideos.open(test), source, folder)
 """
 
 
-def test_a_killed_evaluation_resumes_to_the_same_numbers(setup, run, tmp_path, monkeypatch):
-    """SIGKILL amid the writing of the second of three batches."""
+@pytest.mark.parametrize("saved, left", [(2, 2 + 4 * 3), (5, 4 * 2)])
+def test_a_killed_evaluation_resumes_to_the_same_numbers(
+    setup, run, tmp_path, monkeypatch, saved, left
+):
+    """SIGKILL amid the writing of the second of three batches, of the model or the references."""
     model, experiment, videos = setup
     whole = run(experiment, "whole")
     save_model(model, experiment, tmp_path / "cut" / "model.safetensors")
-    command = [sys.executable, "-c", KILLED, tmp_path / "cut", videos.folder]
+    command = [sys.executable, "-c", KILLED, tmp_path / "cut", videos.folder, str(saved)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     calls, score = [], Batch.score
     monkeypatch.setattr(Batch, "score", lambda *args: calls.append(0) or score(*args))
     assert_equal(run(experiment, "cut"), whole)
-    assert len(calls) == 5 * 2  # five predictors, the last two batches
+    assert len(calls) == left  # of one model and four references, in three batches
     tables = ("curves.csv", "forecasts.csv", "videos.csv")
     for file in ("metrics.json", *tables, "examples.safetensors"):
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_references_are_scored_once_for_all_models_on_a_test_set(setup, tmp_path, monkeypatch):
+    model, experiment, videos = setup
+    other = build_model(experiment.model, experiment.shape, seed=1)
+    calls, score = [], Batch.score
+    monkeypatch.setattr(Batch, "score", lambda *args: calls.append(0) or score(*args))
+
+    def scored(name, model, references, **changes):
+        out, asked = tmp_path / name, changed(experiment, **changes)
+        save_model(model, asked, out / "model.safetensors")
+        calls.clear()
+        found = evaluate_experiment(
+            model, asked, videos, out / "model.safetensors", out, references
+        )
+        return found, len(calls) // 3  # batches
+
+    alone, count = scored("alone", other, None)
+    assert count == 5
+    _, count = scored("first", model, tmp_path / "references")
+    assert count == 5
+    second, count = scored("second", other, tmp_path / "references", predict=({"euler_steps": 2},))
+    assert count == 1
+    for name in TRIVIAL:
+        assert_equal({name: second[name]}, {name: alone[name]})
+    _, count = scored("third", other, tmp_path / "references", seed=2)  # another protocol
+    assert count == 5
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 40, None])

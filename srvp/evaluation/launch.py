@@ -13,14 +13,7 @@ from tqdm import tqdm
 
 from srvp.data.prepared import PreparedVideos
 from srvp.devices import all_like
-from srvp.evaluation.protocol import (
-    all_predictors,
-    batch_files,
-    evaluate_experiment,
-    model_digest,
-    partial_folder,
-    score_batches,
-)
+from srvp.evaluation.protocol import batch_files, evaluate_experiment, parts, score_batches
 from srvp.evaluation.results import Scores
 from srvp.experiment import Experiment
 from srvp.metrics.table import fetch_weights
@@ -35,12 +28,14 @@ def evaluate_everywhere(
     source: Path,
     out: Path,
     devices: Sequence[torch.device] | None = None,
+    references: Path | None = None,
 ) -> dict[str, Scores]:
     """Do what `evaluate_experiment` does, with several devices if there are any.
 
     Args:
         model, experiment, videos, source, out: as for `evaluate_experiment`.
         devices: that share the test set; by default all GPUs if the model is on one.
+        references: as for `evaluate_experiment`.
 
     Returns:
         Scores by predictor.
@@ -51,9 +46,12 @@ def evaluate_everywhere(
     devices = devices or all_like(next(model.parameters()).device)
     if len(devices) > 1:
         fetch_weights(experiment.evaluation.metrics)  # here, rather than in every process
-        partial = partial_folder(out, model_digest(model), experiment.evaluation, videos)
-        batches = batch_files(videos, experiment.evaluation, partial)
-        args = (devices, copy.deepcopy(model).cpu(), experiment, videos, partial)
+        batches = [
+            path
+            for part in parts(model, experiment, videos, out, references)
+            for path in batch_files(videos, experiment.evaluation, part.partial)
+        ]
+        args = (devices, copy.deepcopy(model).cpu(), experiment, videos, out, references)
         # A bar that is rarely drawn: every drawing is a line in an executed notebook.
         with tqdm(total=len(batches), desc="evaluate", unit="batch", mininterval=5) as bar:
 
@@ -61,7 +59,7 @@ def evaluate_everywhere(
                 bar.update(sum(path.exists() for path in batches) - bar.n)
 
             in_processes(_score_share, args, len(devices), meanwhile=show)
-    return evaluate_experiment(model, experiment, videos, source, out)
+    return evaluate_experiment(model, experiment, videos, source, out, references)
 
 
 def _score_share(
@@ -70,10 +68,11 @@ def _score_share(
     model: VideoModel,
     experiment: Experiment,
     videos: PreparedVideos,
-    partial: Path,
+    out: Path,
+    references: Path | None,
 ) -> None:
     """Score every n-th batch: the share of one of n processes."""
     device, config = devices[rank], experiment.evaluation
-    batches = list(batch_files(videos, config, partial).items())[rank :: len(devices)]
-    predictors = all_predictors(model.to(device), experiment, videos)
-    score_batches(dict(batches), predictors, videos, config, device, progress=False)
+    for predictors, partial in parts(model.to(device), experiment, videos, out, references):
+        batches = list(batch_files(videos, config, partial).items())[rank :: len(devices)]
+        score_batches(dict(batches), predictors, videos, config, device, progress=False)

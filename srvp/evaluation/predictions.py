@@ -30,8 +30,8 @@ from torch import Tensor
 
 from srvp.data.prepared import PreparedVideos
 from srvp.devices import pick_device
-from srvp.evaluation.protocol import evaluate, partial_folder
-from srvp.evaluation.references import REFERENCES, Predictor, reference_predictors
+from srvp.evaluation.protocol import Part, evaluate_parts, partial_folder, reference_part
+from srvp.evaluation.references import REFERENCES, Predictor
 from srvp.evaluation.results import Scores, digest, write_scores
 from srvp.experiment import Experiment
 from srvp.models.interface import Clips
@@ -132,7 +132,11 @@ def _open_folder(folder: Path, shape: tuple[int, ...]) -> Predictions:
 
 
 def evaluate_predictions(
-    path: Path, experiment: Experiment, videos: PreparedVideos, out: Path
+    path: Path,
+    experiment: Experiment,
+    videos: PreparedVideos,
+    out: Path,
+    references: Path | None = None,
 ) -> dict[str, Scores]:
     """Score the predictions of another program, and the reference predictors; write the results.
 
@@ -141,6 +145,7 @@ def evaluate_predictions(
         experiment: whose protocol to follow; the number of samples is that of the predictions.
         videos: the test set.
         out: folder for what `write_scores` writes; an evaluation that was killed resumes there.
+        references: as for `srvp.evaluation.protocol.evaluate_experiment`.
 
     Returns:
         Scores by predictor: `path` without its ending, then the references.
@@ -157,10 +162,12 @@ def evaluate_predictions(
     config = replace(experiment.evaluation, samples=predictions.samples)
     scored = replace(experiment, evaluation=config)
     device = pick_device(experiment.training.device)
-    references = reference_predictors(scored, videos, device)
     partial = partial_folder(out, digest(path), config, videos)
-    predictors = {name: _predictor(predictions), **references}
-    scores = evaluate(predictors, videos, config, device, partial)
+    both = [
+        Part({name: _predictor(predictions)}, partial),
+        reference_part(scored, videos, device, references or out),
+    ]
+    scores = evaluate_parts(both, videos, config, device)
     write_scores(scores, scored, path, out)
     return scores
 

@@ -17,10 +17,10 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -68,21 +68,57 @@ def sampler(
     return predict
 
 
-def all_predictors(
-    model: VideoModel, experiment: Experiment, videos: PreparedVideos
-) -> dict[str, Predictor]:
-    """Return the model with each entry of `evaluation.predict`, then the reference predictors.
+class Part(NamedTuple):
+    """Predictors of an evaluation that are scored together, and where finished batches are."""
+
+    predictors: dict[str, Predictor]
+    partial: Path
+
+
+def parts(
+    model: VideoModel,
+    experiment: Experiment,
+    videos: PreparedVideos,
+    out: Path,
+    references: Path | None,
+) -> list[Part]:
+    """Return the model with each entry of `evaluation.predict`, and the reference predictors.
 
     The model is put into evaluation mode.
+
+    Args:
+        model, experiment, videos, out, references: as for `evaluate_experiment`.
     """
     # Convolutions are faster this way, on a CPU as on a GPU.
     model.eval().to(memory_format=torch.channels_last)
     config, frames = experiment.evaluation, experiment.predicted_frames
     samplers = [sampler(model, config, frames, options) for options in config.predict]
     names = model.config.option_names(experiment.name, config.predict)
+    partial = partial_folder(out, model_digest(model), config, videos)
     device = next(model.parameters()).device
-    references = reference_predictors(experiment, videos, device)
-    return dict(zip(names, samplers, strict=True)) | references
+    return [
+        Part(dict(zip(names, samplers, strict=True)), partial),
+        reference_part(experiment, videos, device, references or out),
+    ]
+
+
+def reference_part(
+    experiment: Experiment, videos: PreparedVideos, device: torch.device, folder: Path
+) -> Part:
+    """Return the reference predictors; evaluations of the same test set can share the folder."""
+    config = replace(experiment.evaluation, predict=({},))  # options of models
+    content = f"references {experiment.data} {_code_digest()}"
+    partial = partial_folder(folder, content, config, videos)
+    return Part(reference_predictors(experiment, videos, device), partial)
+
+
+def _code_digest() -> str:
+    """Return the SHA-256 of the code that makes test sets, references and scores."""
+    digest, package = hashlib.sha256(), Path(__file__).parents[1]
+    for folder in ("data", "evaluation", "metrics"):
+        for path in sorted((package / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 # Every finished batch is a file.
@@ -201,8 +237,21 @@ def evaluate(
     return {name: scores_of(i, arrays, config, frames) for i, name in enumerate(predictors)}
 
 
+def evaluate_parts(
+    parts: Sequence[Part], videos: PreparedVideos, config: EvaluationConfig, device: torch.device
+) -> dict[str, Scores]:
+    """Score the predictors of all parts, one after the other, as `evaluate` does."""
+    scores = [evaluate(part.predictors, videos, config, device, part.partial) for part in parts]
+    return {name: found for of_part in scores for name, found in of_part.items()}
+
+
 def evaluate_experiment(
-    model: VideoModel, experiment: Experiment, videos: PreparedVideos, source: Path, out: Path
+    model: VideoModel,
+    experiment: Experiment,
+    videos: PreparedVideos,
+    source: Path,
+    out: Path,
+    references: Path | None = None,
 ) -> dict[str, Scores]:
     """Score a model, with each of its options, and the trivial predictors; write all results.
 
@@ -213,6 +262,8 @@ def evaluate_experiment(
         source: file of the model.
         out: folder for the results, as `write_scores` and `write_examples` describe them. The
             finished batches are in its folder `partial` until all is written.
+        references: folder that keeps the scores of the references, for further evaluations on the
+            same test set; None: they are scored for this one alone.
 
     Returns:
         Scores by predictor: the model under the experiment's name, then the same model with other
@@ -221,12 +272,11 @@ def evaluate_experiment(
     config, device = experiment.evaluation, next(model.parameters()).device
     if not Path(source).exists():
         raise FileNotFoundError(f"{source} does not exist: name the file of the model")
-    partial = partial_folder(out, model_digest(model), config, videos)
-    predictors = all_predictors(model, experiment, videos)
-    scores = evaluate(predictors, videos, config, device, partial)
+    both = parts(model, experiment, videos, out, references)
+    scores = evaluate_parts(both, videos, config, device)
     first = read_clips(videos, list(range(len(videos.clips)))[:EXAMPLES], device)
     name, given = experiment.name, config.conditioning_frames
-    write_examples(predictors[name], first, given, scores[name], out)
+    write_examples(both[0].predictors[name], first, given, scores[name], out)
     write_scores(scores, experiment, source, out)
     return scores
 
