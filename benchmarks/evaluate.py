@@ -2,12 +2,14 @@
 
     python benchmarks/evaluate.py speed AUTHORS    # path of a checkout of the authors' code
     python benchmarks/evaluate.py memory           # --experiment tiny is a minute or two
+    python benchmarks/evaluate.py lpips            # a minute
     python benchmarks/evaluate.py fvd              # 15 minutes on a core; --videos 8 is seconds
     python benchmarks/evaluate.py forecasts        # 7 minutes; after `make repro`
 
 `speed` samples and scores (PSNR, SSIM) futures of the same Moving MNIST videos with one full-size
 model, in turns: by the authors' model and metrics, called as their test program does, and by ours.
 `memory` measures peak memory for few and many videos and samples, each in a process of its own.
+`lpips` scores the same samples by the package `lpips`, pair by pair as the authors do, and by ours.
 `fvd` embeds the same videos by I3D in either precision, in turns, and compares the FVD.
 `forecasts` scores each batch of a test set twice, with and without the scores of forecasts.
 """
@@ -24,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import lpips
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -41,8 +44,10 @@ from srvp.evaluation.protocol import (
 )
 from srvp.experiment import Experiment, load_experiment
 from srvp.files import project_root
+from srvp.metrics import lpips as our_lpips
 from srvp.metrics.fvd import fvd, fvd_embeddings
 from srvp.metrics.i3d import WEIGHTS, load_i3d
+from srvp.metrics.table import fetch_weights
 from srvp.models import official
 from srvp.store import build_model, load_model, save_model
 
@@ -221,6 +226,37 @@ def measure_peak(given: argparse.Namespace) -> None:
 # FVD.
 
 
+def compare_lpips(given: argparse.Namespace) -> None:
+    torch.set_num_threads(given.threads)
+    random = torch.Generator().manual_seed(0)
+    truth = torch.rand(4, 20, 1, 64, 64, generator=random)
+    samples = torch.rand(4, given.samples, 20, 1, 64, 64, generator=random)
+    # Random weights take as long as AlexNet's.
+    theirs = lpips.LPIPS(net="alex", pretrained=False, pnet_rand=True, verbose=False).eval()
+    fetch_weights(["lpips"])
+    compare = our_lpips.load(torch.device("cpu"))
+
+    def pair_by_pair() -> None:
+        for clip, futures in zip(truth, samples, strict=True):
+            for future in futures:
+                theirs(*(2 * x.expand(-1, 3, -1, -1) - 1 for x in (future, clip)))
+
+    times: dict[str, list[float]] = defaultdict(list)
+    with torch.no_grad():
+        for _ in range(3):
+            for name, run in {
+                "lpips": pair_by_pair,
+                "ours": lambda: compare(truth)(samples),
+            }.items():
+                start = time.perf_counter()
+                run()
+                times[name].append(
+                    1000 * (time.perf_counter() - start) / samples[..., 0, 0, 0].numel()
+                )
+    package, ours = (np.median(times[name]) for name in ("lpips", "ours"))
+    print(f"{given.threads} thread(s), ms a frame: lpips {package:.2f}, ours {ours:.2f}")
+
+
 def compare_precisions(given: argparse.Namespace) -> None:
     """Compare the FVD of softened videos to others, and the time I3D takes for a video."""
     torch.set_num_threads(given.threads)
@@ -293,6 +329,10 @@ def main() -> None:
     memory.add_argument("--experiment", default="smmnist", help="whose model to take")
     memory.add_argument("--frames-at-once", type=int, default=160)
     memory.set_defaults(run=compare_memory)
+    perceptual = commands.add_parser("lpips", help="beside the package lpips")
+    perceptual.add_argument("--samples", type=int, default=12)
+    perceptual.add_argument("--threads", type=int, default=torch.get_num_threads())
+    perceptual.set_defaults(run=compare_lpips)
     precision = commands.add_parser("fvd", help="of I3D in float32 and in bfloat16")
     precision.add_argument("--videos", type=int, default=400)
     precision.add_argument("--frames", type=int, default=25)

@@ -46,7 +46,7 @@ Argument = tuple[str, dict[str, Any]]  # name and settings of `add_argument`
 EXPERIMENT: Argument = ("experiment", {"help": "an entry of params.yaml"})
 PREPARED: Argument = ("--prepared", {"type": Path, "help": "default prepared/EXPERIMENT"})
 RESULTS: Argument = ("--out", {"type": Path, "help": "default runs/EXPERIMENT"})
-PRECISIONS = ["float32", "bfloat16"]
+PRECISIONS = ["auto", "float32", "bfloat16"]
 # A wrong or damaged input, or too small a machine, raises one of these.
 ERRORS = (
     ValueError, OSError, ArithmeticError, RuntimeError, ImportError, MemoryError, EOFError
@@ -69,7 +69,7 @@ ARGUMENTS: dict[str, list[Argument]] = {
         ("--model", {"help": f"{MODEL}; default runs/EXPERIMENT/model.safetensors"}),
         ("--clips", {"type": _count, "help": "only the first test clips"}),
         ("--metrics", {"nargs": "+", "help": "default: the experiment's"}),
-        ("--fvd-precision", {"choices": PRECISIONS, "help": "default: the experiment's"}),
+        ("--precision", {"choices": PRECISIONS, "help": "default: the experiment's"}),
         PREPARED,
         RESULTS,
     ],

@@ -66,7 +66,7 @@ def evaluate(
     model: str | None,
     clips: int | None,
     metrics: list[str] | None,
-    fvd_precision: str | None,
+    precision: str | None,
     prepared: Path | None,
     out: Path | None,
 ) -> None:
@@ -80,7 +80,7 @@ def evaluate(
         raise ValueError("--model needs --out: the results of the run would be overwritten")
     protocol, out = _experiment(experiment), _run(experiment, out)
     path = _model_file(model, default=out / MODEL_FILE)
-    changes = {"metrics": metrics and tuple(metrics), "fvd_precision": fvd_precision}
+    changes = {"metrics": metrics and tuple(metrics), "precision": precision}
     changes = {key: value for key, value in changes.items() if value is not None}
     network, trained = load_model(path, protocol.training.device)
     data = replace(protocol.data, test_videos=clips or protocol.data.test_videos)

@@ -32,14 +32,17 @@ def all_like(device: torch.device) -> list[torch.device]:
     return [device] if count == 1 else [torch.device(device.type, i) for i in range(count)]
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """Return the context to compute in: bfloat16 where asked for, float32 otherwise.
+def pick_precision(name: str, device: torch.device) -> str:
+    """Return `float32` or `bfloat16`; `auto` is what the hardware multiplies faster."""
+    if name != "auto":
+        return name
+    return "bfloat16" if _has_fast_bfloat16(device) else "float32"
 
-    `auto` is bfloat16 where the hardware multiplies it faster than float32.
-    """
-    if precision == "auto":
-        precision = "bfloat16" if _has_fast_bfloat16(device) else "float32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """Return the context to compute in: bfloat16 where asked for, float32 otherwise."""
+    in_bfloat16 = pick_precision(precision, device) == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16)
 
 
 def _has_fast_bfloat16(device: torch.device) -> bool:

@@ -20,7 +20,7 @@ from srvp.metrics.table import METRICS
 from srvp.models.interface import ModelConfig, VideoShape, check_options
 from srvp.schema import ConfigError, Count, Real, Whole, build, check_keys, suggest
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class TrainingConfig:
     )
     seed: Whole = 1
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     minutes: Real | None = None  # then stop with a checkpoint, to be resumed by the next call
     init_from: str | None = None  # model file with the weights to start from
     ema: Real = 0.0  # decay of a moving average of the weights, which is then the model; 0: none
@@ -92,7 +92,7 @@ class EvaluationConfig:
     metrics: tuple[str, ...] = tuple(METRICS)  # rows of `srvp.metrics.table.METRICS`
     # Options of `model.predict`, one evaluation each; the first is the protocol's.
     predict: tuple[Mapping[str, Any], ...] = ({},)
-    fvd_precision: Precision = "float32"  # of I3D
+    precision: Precision = "auto"  # of the decoders of SRVP and SVG, and of I3D
 
     def __post_init__(self) -> None:
         for metric in self.metrics:

@@ -94,9 +94,10 @@ def load_model(path: Path, device: str = "cpu") -> tuple[VideoModel, Experiment]
 
 
 def current_entry(entry: dict) -> dict:
-    """Return the entry of an experiment in today's form, if it was written by version 0.1.0.
+    """Return the entry of an experiment in today's form, if it was written in an earlier one.
 
-    There, SVG had a name per prior, and the Euler steps of prediction were keys of the protocol.
+    In version 0.1.0, SVG had a name per prior, and the Euler steps of prediction were keys of the
+    protocol. Later, the protocol named the precision of I3D alone.
     """
     model, evaluation = dict(entry["model"]), dict(entry["evaluation"])
     if model["name"] in ("svg_lp", "svg_fp"):
@@ -106,6 +107,8 @@ def current_entry(entry: dict) -> dict:
     if steps is not None:
         trained = model.get("euler_steps", 1)
         evaluation["predict"] = [{} if n == trained else {"euler_steps": n} for n in steps]
+    if "fvd_precision" in evaluation:
+        evaluation["precision"] = evaluation.pop("fvd_precision")
     return {**entry, "model": model, "evaluation": evaluation}
 
 

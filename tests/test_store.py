@@ -127,7 +127,9 @@ def test_a_pretrained_model_loads_by_name_with_the_settings_of_params_yaml(name)
     """Its card points there: whoever trains NAME anew must find the settings that made the file."""
     model, experiment = load_pretrained(name)
     assert not model.training and experiment.model == model.config
-    assert experiment == load_experiment(ROOT / "params.yaml", name)
+    settings = load_experiment(ROOT / "params.yaml", name)
+    # How it is evaluated made nothing of it.
+    assert replace(experiment, evaluation=settings.evaluation) == settings
 
 
 def test_an_unknown_name_is_told_from_the_pretrained_ones():

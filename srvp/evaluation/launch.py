@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from srvp.data.prepared import PreparedVideos
 from srvp.devices import all_like
+from srvp.evaluation.precision import settled
 from srvp.evaluation.protocol import batch_files, evaluate_experiment, parts, score_batches
 from srvp.evaluation.results import Scores
 from srvp.experiment import Experiment
@@ -43,7 +44,8 @@ def evaluate_everywhere(
     Raises:
         torch.multiprocessing.ProcessRaisedException: with the error of a process that failed.
     """
-    devices = devices or all_like(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    experiment, devices = settled(experiment, device), devices or all_like(device)
     if len(devices) > 1:
         fetch_weights(experiment.evaluation.metrics)  # here, rather than in every process
         batches = [

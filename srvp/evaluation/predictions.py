@@ -30,6 +30,7 @@ from torch import Tensor
 
 from srvp.data.prepared import PreparedVideos
 from srvp.devices import pick_device
+from srvp.evaluation.precision import settled
 from srvp.evaluation.protocol import Part, evaluate_parts, partial_folder, reference_part
 from srvp.evaluation.references import REFERENCES, Predictor
 from srvp.evaluation.results import Scores, digest, write_scores
@@ -159,9 +160,10 @@ def evaluate_predictions(
     if name in REFERENCES:
         raise ValueError(f"{path} has the name of a predictor of every table: rename it")
     predictions = open_predictions(path, (len(videos.clips), frames, videos.channels, *videos.size))
+    device = pick_device(experiment.training.device)
+    experiment = settled(experiment, device)
     config = replace(experiment.evaluation, samples=predictions.samples)
     scored = replace(experiment, evaluation=config)
-    device = pick_device(experiment.training.device)
     partial = partial_folder(out, digest(path), config, videos)
     both = [
         Part({name: _predictor(predictions)}, partial),

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from srvp import __version__
 from srvp.data.prepared import PreparedVideos
+from srvp.evaluation.precision import decoding_in, settled
 from srvp.evaluation.references import PSNR_CAPS, Predictor, reference_predictors
 from srvp.evaluation.results import EXAMPLES, Scores, write_examples, write_scores
 from srvp.evaluation.scoring import Batch, load_metrics
@@ -63,7 +64,8 @@ def sampler(
         noise = [model.draw_noise(config.samples, total, random) for random in generators]
         if only is not None:
             noise = [type(n)(*(x[[i]] for x in n)) for n, i in zip(noise, only, strict=True)]
-        return model.futures(given, frames, noise, config.frames_at_once, **options)
+        with decoding_in(model, config.precision, given.frames.device):
+            yield from model.futures(given, frames, noise, config.frames_at_once, **options)
 
     return predict
 
@@ -269,7 +271,9 @@ def evaluate_experiment(
         Scores by predictor: the model under the experiment's name, then the same model with other
         options of prediction, then the trivial predictors.
     """
-    config, device = experiment.evaluation, next(model.parameters()).device
+    device = next(model.parameters()).device
+    experiment = settled(experiment, device)
+    config = experiment.evaluation
     if not Path(source).exists():
         raise FileNotFoundError(f"{source} does not exist: name the file of the model")
     both = parts(model, experiment, videos, out, references)

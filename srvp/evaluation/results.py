@@ -299,8 +299,8 @@ def describe(experiment: Experiment) -> str:
             parts.append(f"mean over {repeats} such samples and its 95 % interval (Student's t)")
         single = "where there is one sample, " if repeats > 1 else ""
         parts.append(f"{single}95 % interval over videos (jackknife of {JACKKNIFE_GROUPS} groups)")
-        if config.fvd_precision != "float32":
-            parts.append(f"I3D in {config.fvd_precision}")
+    if config.precision == "bfloat16":
+        parts.append("decoders in bfloat16" + (", I3D too" if sets else ""))
     return "; ".join(parts) + "."
 
 

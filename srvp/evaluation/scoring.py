@@ -25,7 +25,7 @@ def load_metrics(config: EvaluationConfig, device: torch.device) -> Metrics:
     files = {m: f"srvp.metrics.{METRICS[m].module}" for m in kind(config.metrics, "frames")}
     metrics = {name: import_module(file).load(device) for name, file in files.items()}
     compares_sets = bool(kind(config.metrics, "sets"))
-    return metrics, fvd.load(device, config.fvd_precision) if compares_sets else None
+    return metrics, fvd.load(device, config.precision) if compares_sets else None
 
 
 class Batch:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from srvp.devices import pick_precision
 from srvp.metrics.i3d import I3D, i3d_preprocess, load_i3d
 from srvp.metrics.inputs import check_shape, check_unit_range, exact_inference
 from srvp.metrics.table import METRICS
@@ -30,13 +31,13 @@ JACKKNIFE_T = 2.093  # 97.5 % quantile of Student's t with 19 degrees of freedom
 
 
 def load(device: torch.device, precision: str = "float32") -> I3D:
-    """Return the network that `fvd_embeddings` takes, in `float32` or `bfloat16`.
+    """Return the network that `fvd_embeddings` takes, in `float32`, `bfloat16` or the faster one.
 
     Raises:
         FileNotFoundError: its weights were not fetched.
         ValueError: their file is damaged.
     """
-    return load_i3d(device, getattr(torch, precision))
+    return load_i3d(device, getattr(torch, pick_precision(precision, device)))
 
 
 @dataclass(frozen=True)

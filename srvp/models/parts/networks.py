@@ -176,7 +176,7 @@ class Decoder(nn.Module):
         x = self.stem(vector[..., None, None])
         for level, stage in enumerate(self.stages):
             x = stage(x) if skips is None else _apply_to_both(stage, x, skips[level])
-        return x.sigmoid()
+        return x.float().sigmoid()  # frames have 8 bits, bfloat16 as many
 
 
 def _apply_to_both(stage: nn.Module, x: Tensor, skip: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ class FoldedBlock(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, C, H, W)`."""
         conv, norm, activation = self
-        folds = not (norm.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+        folds = not (norm.training or torch.is_grad_enabled())
         if not folds or x.device.type != "cpu":
             # Fused optimizers and batch norm change their tensors without counting a version.
             self._folded = None
