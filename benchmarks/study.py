@@ -1,18 +1,21 @@
 """Train and score settings over seeds: `python benchmarks/study.py ablations --seeds 1 2 3`.
 
 A study is an entry of `studies.yaml`. A run, one setting with one seed, is kept in
-`scratch/studies`: after an interruption the same command goes on. Two processes with seeds of their
+`benchmarks/runs`: after an interruption the same command goes on. Two processes with seeds of their
 own share the work. Each writes all finished runs to `reports/studies/NAME.csv`, a row per run.
 """
 
 import argparse
 import json
-import time
+import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
 import torch
 import yaml
+from filelock import FileLock
+from variants import VARIANTS
 
 from srvp.data import open_test, open_training, prepare
 from srvp.data.prepared import PreparedVideos
@@ -35,7 +38,7 @@ def experiment_of(setting: dict, seed: int) -> Experiment:
     """Return an experiment of `params.yaml` with the changes of a setting."""
     entry = load_params(ROOT / "params.yaml")["experiments"][setting["experiment"]]
     for key, value in setting.items():
-        if key != "experiment":
+        if key not in ("experiment", "variant"):
             section, name = key.split(".")
             entry[section][name] = value
     entry["training"]["seed"] = seed
@@ -48,17 +51,27 @@ def finish(name: str, seed: int, setting: dict, folder: Path) -> None:
 
     The row has the CPU seconds that this call trained: those before an interruption are lost.
     """
-    experiment, file = experiment_of(setting, seed), folder / MODEL_FILE
-    trained = file.is_file() and load_model(file)[1] == experiment
+    experiment = experiment_of(setting, seed)
+    change = VARIANTS[setting["variant"]](experiment) if "variant" in setting else nullcontext()
+    with change:
+        train_and_score(name, experiment, folder)
+
+
+def train_and_score(name: str, experiment: Experiment, folder: Path) -> None:
+    """Do what `finish` does, with an experiment of the setting's changes."""
+    file = folder / MODEL_FILE
+    trained = file.is_file() and _made_of(load_model(file)[1]) == _made_of(experiment)
     if trained and (folder / ROW_FILE).is_file():
         return
     prepared = ROOT / "prepared" / experiment.name
-    prepare(experiment.data, ROOT / "data", prepared)
-    start = time.process_time()
+    prepared.parent.mkdir(exist_ok=True)
+    with FileLock(f"{prepared}.lock"):  # another process may want the same set
+        prepare(experiment.data, ROOT / "data", prepared)
+    start = cpu_seconds()
     if not trained:
         train(experiment, open_training(experiment.data, prepared, torch.device("cpu")), folder)
-    row = {"setting": name, "seed": seed, "steps": experiment.training.steps}
-    row["cpu_seconds"] = round(time.process_time() - start)
+    row = {"setting": name, "seed": experiment.training.seed, "steps": experiment.training.steps}
+    row["cpu_seconds"] = round(cpu_seconds() - start)
     scores = scores_of(
         load_model(file)[0], experiment, open_test(experiment.data, prepared), folder
     )
@@ -69,6 +82,15 @@ def finish(name: str, seed: int, setting: dict, folder: Path) -> None:
     kl = history[[term for term in history if term.startswith("kl")]].dropna()
     row["kl"] = float(kl.tail(KL_ROWS).sum(axis=1).mean())
     write_json(folder / ROW_FILE, row)
+
+
+def cpu_seconds() -> float:
+    """Return those of this process and of others that it started and that have ended."""
+    return sum(os.times()[:4])
+
+
+def _made_of(experiment: Experiment) -> tuple:
+    return experiment.data, experiment.model, experiment.training
 
 
 def scores_of(
@@ -94,7 +116,7 @@ def write_table(name: str, folder: Path) -> None:
 
 def main(name: str, seeds: list[int]) -> None:
     """Run a study; its table grows with every run."""
-    folder = ROOT / "scratch" / "studies" / name
+    folder = ROOT / "benchmarks" / "runs" / name
     for seed in seeds:
         for setting, changes in STUDIES[name].items():
             print(f"{setting}, seed {seed}", flush=True)

@@ -314,3 +314,8 @@ def test_a_study_tells_means_over_seeds_and_differences_seed_by_seed(tmp_path):
     one.to_csv(tmp_path / "one.csv", index=False)
     lines = study_markdown(study_table(tmp_path / "one.csv", paper)).splitlines()
     assert lines[3] == "| SRVP-GRU | 4,500 | 4.0 | 1 | 13.00 (-1.00) |"
+    detailed = one.assign(psnr_1=22.31, psnr_10=14.0, kl=150.6)
+    detailed.to_csv(tmp_path / "detailed.csv", index=False)
+    lines = study_markdown(study_table(tmp_path / "detailed.csv", paper)).splitlines()
+    assert lines[0].endswith("| PSNR of frames 1, 10 | KL (nats) |")
+    assert lines[3] == "| SRVP-GRU | 4,500 | 4.0 | 1 | 13.00 (-1.00) | 22.3, 14.0 | 151 |"
