@@ -187,13 +187,16 @@ def random_clips(experiment: Experiment, count: int, frames: int, device: torch.
 
 def measure_training(run: Run, clips: Clips, device: torch.device, rounds: int) -> dict[str, float]:
     for _ in range(WARM_UP if rounds > 1 else 1):
-        run.update(clips)
+        run.update(run.model.prepare(clips))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    first = timed(lambda: run.update(clips), device)
+    first = timed(lambda: run.update(run.model.prepare(clips)), device)
     steps, times = max(1, int(0.2 / first)), [first]
     while len(times) < rounds and sum(times) * steps < 8:
-        times.append(timed(lambda: [run.update(clips) for _ in range(steps)], device) / steps)
+        times.append(
+            timed(lambda: [run.update(run.model.prepare(clips)) for _ in range(steps)], device)
+            / steps
+        )
     seconds = median(times)
     row = {"ms": 1e3 * seconds, "sequences": len(clips.frames) / seconds}
     if device.type == "cuda":
@@ -212,7 +215,7 @@ def floors(run: Run, clips: Clips, seconds: float, device: torch.device) -> dict
 
     hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
     with FlopCounterMode(display=False) as counter, hooks:
-        run.update(clips)
+        run.update(run.model.prepare(clips))
     weights = sum(p.numel() for p in run.model.parameters())
     own = {p.untyped_storage().data_ptr() for p in run.model.parameters()}
     maps = sum(size for address, size in saved.items() if address not in own)

@@ -109,6 +109,8 @@ def reference_part(
 ) -> Part:
     """Return the reference predictors; evaluations of the same test set can share the folder."""
     config = replace(experiment.evaluation, predict=({},))  # options of models
+    if not kind(config.metrics, "sets"):
+        config = replace(config, precision="float32")  # of I3D: not computed
     content = f"references {experiment.data} {_code_digest()}"
     partial = partial_folder(folder, content, config, videos)
     return Part(reference_predictors(experiment, videos, device), partial)

@@ -23,11 +23,11 @@ def made_ready(
     """Give the batches as the model prepares them; one thread fewer is left to this process.
 
     Without a thread to spare, on a GPU, for a model that has nothing to prepare, or where processes
-    cannot be forked, the batches are given as they are.
+    cannot be forked, this process prepares each before its step.
     """
     threads, nothing = torch.get_num_threads(), type(model).prepare is VideoModel.prepare
     if nothing or device.type != "cpu" or threads < 2 or sys.platform != "linux":
-        yield batches
+        yield map(model.prepare, batches)
         return
     source, fork = _Prepared(batches, model), {"num_workers": 1, "multiprocessing_context": "fork"}
     ready = _or_raise(DataLoader(source, batch_size=None, prefetch_factor=BATCHES, **fork))
