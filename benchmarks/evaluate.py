@@ -223,10 +223,11 @@ def measure_peak(given: argparse.Namespace) -> None:
     print(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e3)
 
 
-# FVD.
+# LPIPS and FVD.
 
 
 def compare_lpips(given: argparse.Namespace) -> None:
+    """Compare the time that LPIPS of a frame takes, by the package `lpips` and by ours."""
     torch.set_num_threads(given.threads)
     random = torch.Generator().manual_seed(0)
     truth = torch.rand(4, 20, 1, 64, 64, generator=random)
@@ -241,19 +242,14 @@ def compare_lpips(given: argparse.Namespace) -> None:
             for future in futures:
                 theirs(*(2 * x.expand(-1, 3, -1, -1) - 1 for x in (future, clip)))
 
-    times: dict[str, list[float]] = defaultdict(list)
+    runs = {"lpips": pair_by_pair, "ours": lambda: compare(truth)(samples)}
+    frames, times = samples[..., 0, 0, 0].numel(), defaultdict(list)
     with torch.no_grad():
-        for _ in range(3):
-            for name, run in {
-                "lpips": pair_by_pair,
-                "ours": lambda: compare(truth)(samples),
-            }.items():
-                start = time.perf_counter()
-                run()
-                times[name].append(
-                    1000 * (time.perf_counter() - start) / samples[..., 0, 0, 0].numel()
-                )
-    package, ours = (np.median(times[name]) for name in ("lpips", "ours"))
+        for name, run in 3 * list(runs.items()):
+            start = time.perf_counter()
+            run()
+            times[name].append(1000 * (time.perf_counter() - start) / frames)
+    package, ours = (np.median(times[name]) for name in runs)
     print(f"{given.threads} thread(s), ms a frame: lpips {package:.2f}, ours {ours:.2f}")
 
 

@@ -186,17 +186,17 @@ def random_clips(experiment: Experiment, count: int, frames: int, device: torch.
 
 
 def measure_training(run: Run, clips: Clips, device: torch.device, rounds: int) -> dict[str, float]:
-    for _ in range(WARM_UP if rounds > 1 else 1):
+    def step() -> None:
         run.update(run.model.prepare(clips))
+
+    for _ in range(WARM_UP if rounds > 1 else 1):
+        step()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    first = timed(lambda: run.update(run.model.prepare(clips)), device)
+    first = timed(step, device)
     steps, times = max(1, int(0.2 / first)), [first]
     while len(times) < rounds and sum(times) * steps < 8:
-        times.append(
-            timed(lambda: [run.update(run.model.prepare(clips)) for _ in range(steps)], device)
-            / steps
-        )
+        times.append(timed(lambda: [step() for _ in range(steps)], device) / steps)
     seconds = median(times)
     row = {"ms": 1e3 * seconds, "sequences": len(clips.frames) / seconds}
     if device.type == "cuda":

@@ -46,7 +46,7 @@ videos = MovingMNIST(digits, deterministic=False)
 batches = videos.batches(config.batch_size, config.frames, 0)
 run = Run(experiment, torch.device("cpu"))
 run.model.train()
-ready = made_ready(batches, run.model, run.device)
+ready = made_ready(batches, run.model, run.device)  # named, as it ends when nothing refers to it
 batches = ready.__enter__()
 parts = json.loads(PARTS)
 for line in sys.stdin:

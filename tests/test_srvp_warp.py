@@ -210,7 +210,7 @@ def test_states_are_split_and_joined():
 
 
 def drift(transition, y):
-    """What a frame without z brings."""
+    """Move the layers for a frame in which z has no say."""
     return transition.drift(transition.begin(transition.split(y)), 1)
 
 

@@ -1,7 +1,7 @@
 """Batches made ready by a second process while the first one trains, on a CPU with two threads.
 
-What a loss needs of the clips alone (`VideoModel.prepare`) can be computed before its step. The
-batches, and so the run, are the same as without.
+`VideoModel.prepare` computes the part of a loss that depends on the clips alone. The batches, and
+so the run, are the same as without.
 """
 
 import sys
@@ -40,7 +40,7 @@ def made_ready(
 
 
 class _Prepared(IterableDataset):
-    """What the other process yields; an error instead of a batch if there is one."""
+    """Yields prepared batches in the other process; an error takes the place of a batch."""
 
     def __init__(self, batches: Iterator[Clips], model: VideoModel):
         self.batches, self.model = batches, model
