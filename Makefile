@@ -4,13 +4,14 @@
 PYTHON ?= python3.11
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # On a CPU: keep freed memory rather than return it at every step (a training step took 109 ms without,
-# 74 ms with), and let waiting threads sleep after a while (on a busy machine, threads that spin for
-# ever made it 2,500 ms). An editable install in compatible mode is found from any folder: the other
+# 74 ms with), in huge pages (5 % faster), and let waiting threads sleep after a while (on a busy machine,
+# threads that spin for ever made it 2,500 ms). An editable install in compatible mode is found from any folder: the other
 # mode loses against an empty package where Python starts beside the clone.
 export MALLOC_MMAP_THRESHOLD_ := 4000000000
 export MALLOC_TRIM_THRESHOLD_ := 8000000000
 export MALLOC_TOP_PAD_ := 100000000
 export GOMP_SPINCOUNT := 20000
+export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 PULL := data.dvc $(wildcard pretrained/*/*.dvc) # from the remote inside the repository
 

@@ -186,7 +186,7 @@ def compare_memory(given: argparse.Namespace) -> None:
     """
     root = project_root()
     makefile = (root / "Makefile").read_text()
-    settings = dict(re.findall(r"^export (MALLOC_\w+) := (\d+)", makefile, re.MULTILINE))
+    settings = dict(re.findall(r"^export ((?:MALLOC|GLIBC)_\w+) := (\S+)", makefile, re.MULTILINE))
     experiment = load_experiment(root / "params.yaml", given.experiment)
     videos = make_videos(64, experiment.data.test_frames)
     print(f"{given.experiment}, {given.frames_at_once} frames at once")

@@ -40,7 +40,7 @@ from srvp.files import project_root
 from srvp.training.run import Run
 
 SIDES = ("authors", "ours")
-WARM_UP = 2  # steps before the first round
+WARM_UP = 4  # steps before the first round: until then, the heap grows
 Step = Callable[[], None]
 
 

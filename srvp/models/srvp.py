@@ -36,7 +36,7 @@ from srvp.models.parts import networks
 from srvp.models.parts.fast import unroll
 from srvp.schema import ConfigError, Count, Real, Whole
 
-FRAMES_AT_ONCE = 1024  # decoded together in prediction: their maps take up to 0.65 MB each
+FRAMES_AT_ONCE = 512  # decoded together in prediction: each takes up to 1.3 MB on its way
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 FEW = 32  # tiles in all below which transforming the weight costs more than it saves
-TILES_AT_ONCE = 240  # so many tiles, transformed, stay in the processor's cache
+ROW = 1 << 15  # bytes of each of the 25 rows of a block of tiles: blocks stay in the cache
 POINTS = (0.0, 1.0, -0.5, -2.0)  # and infinity; of all simple ones they round least
 
 
@@ -93,109 +93,103 @@ class _Down(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, keep: bool) -> Tensor:
         n, _, h, w = x.shape
-        y = x.new_empty(n, h // 2, w // 2, len(weight))
-        weights, kept = _transform_weight(weight, x.dtype), []
-        for frames, out in _chunks(_channels_last(x), y):
-            tiles = _transform_frames(frames)
-            _inverse_maps(torch.bmm(tiles, weights.transpose(1, 2)), out)
-            if keep:
-                kept.append(tiles)
-        ctx.save_for_backward(weights, *kept)
-        return y.permute(0, 3, 1, 2)
+        weights, tiles = _transform_weight(weight, x.dtype), _transform_frames(_channels_last(x))
+        ctx.save_for_backward(weights, tiles if keep else None)
+        products = torch.bmm(tiles, weights.transpose(1, 2))
+        return _inverse_maps(products, n, h // 2, w // 2).permute(0, 3, 1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        weights, *kept = ctx.saved_tensors
+        weights, kept = ctx.saved_tensors
         n, _, h, w = grad.shape
-        x = grad.new_empty(n, 2 * h, 2 * w, weights.shape[2] // 4)
-        total = None
-        for i, (out, maps) in enumerate(_chunks(x, _channels_last(grad))):
-            tiles = _transform_maps(maps)
-            if ctx.needs_input_grad[0]:
-                _adjoint_frames(torch.bmm(tiles, weights), out)
-            if kept:
-                total = _add_product(total, tiles, kept[i])
-        return (
-            x.permute(0, 3, 1, 2) if ctx.needs_input_grad[0] else None,
-            _adjoint_weight(total) if kept else None,
-            None,
-        )
+        x, tiles = None, _transform_maps(_channels_last(grad))
+        if ctx.needs_input_grad[0]:
+            x = _adjoint_frames(torch.bmm(tiles, weights), n, 2 * h, 2 * w).permute(0, 3, 1, 2)
+        of_weight = None if kept is None else _adjoint_weight(torch.bmm(tiles.mT, kept))
+        return x, of_weight, None
 
 
 class _Up(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, y: Tensor, weight: Tensor, keep: bool) -> Tensor:
         n, _, h, w = y.shape
-        x = y.new_empty(n, 2 * h, 2 * w, weight.shape[1])
-        weights, kept = _transform_weight(weight, y.dtype), []
-        for out, maps in _chunks(x, _channels_last(y)):
-            tiles = _transform_maps(maps)
-            _adjoint_frames(torch.bmm(tiles, weights), out)
-            if keep:
-                kept.append(tiles)
-        ctx.save_for_backward(weights, *kept)
-        return x.permute(0, 3, 1, 2)
+        weights, tiles = _transform_weight(weight, y.dtype), _transform_maps(_channels_last(y))
+        ctx.save_for_backward(weights, tiles if keep else None)
+        return _adjoint_frames(torch.bmm(tiles, weights), n, 2 * h, 2 * w).permute(0, 3, 1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        weights, *kept = ctx.saved_tensors
+        weights, kept = ctx.saved_tensors
         n, _, h, w = grad.shape
-        y = grad.new_empty(n, h // 2, w // 2, weights.shape[1])
-        total = None
-        for i, (frames, out) in enumerate(_chunks(_channels_last(grad), y)):
-            tiles = _transform_frames(frames)
-            if ctx.needs_input_grad[0]:
-                _inverse_maps(torch.bmm(tiles, weights.transpose(1, 2)), out)
-            if kept:
-                total = _add_product(total, kept[i], tiles)
-        return (
-            y.permute(0, 3, 1, 2) if ctx.needs_input_grad[0] else None,
-            _adjoint_weight(total) if kept else None,
-            None,
-        )
+        y, tiles = None, _transform_frames(_channels_last(grad))
+        if ctx.needs_input_grad[0]:
+            products = torch.bmm(tiles, weights.transpose(1, 2))
+            y = _inverse_maps(products, n, h // 2, w // 2).permute(0, 3, 1, 2)
+        of_weight = None if kept is None else _adjoint_weight(torch.bmm(kept.mT, tiles))
+        return y, of_weight, None
 
 
 def _channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Go through tensors frame by frame, in chunks; the smaller of the first two is a map."""
-    tiles = min(t.shape[1] * t.shape[2] for t in tensors) // 16
-    return zip(*(t.split(max(1, TILES_AT_ONCE // tiles)) for t in tensors), strict=True)
-
-
-def _add_product(total: Tensor | None, maps: Tensor, frames: Tensor) -> Tensor:
-    """Add the gradient of the transformed weights `(25, O, 4C)` over some tiles."""
-    maps = maps.transpose(1, 2)
-    return torch.bmm(maps, frames) if total is None else total.baddbmm_(maps, frames)
-
-
 # The linear maps around the products: `_transform` to their factors, `_inverse` from them to y, and
-# `_adjoint`, the transposes that gradients need.
+# `_adjoint`, the transposes that gradients need. Each goes block by block, since a transformation
+# of all tiles at once would wait for memory at every step.
+
+
+def _blocks(x: Tensor) -> list[slice]:
+    """Divide frames or maps `(n, ...)` into blocks."""
+    n = len(x)
+    step = max(1, 16 * ROW // x[0].nbytes)  # a row has one of 16 numbers
+    return [slice(first, min(n, first + step)) for first in range(0, n, step)]
+
+
+def _frame_blocks(x: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Go through frames `(n, H, W, C)`.
+
+    Yields: a block; room for its frames, within a border of zeros; a view of their tiles d; room
+    for these as a matrix. Room is the same for all blocks, and thus in the cache.
+    """
+    _, h, w, c = x.shape
+    padded = x.new_empty(0)
+    for frames in _blocks(x):
+        count = frames.stop - frames.start
+        if count != len(padded):
+            padded = x.new_zeros(count, h + 2, w + 2, c)
+            tiles = _tiles(padded)
+            matrix = x.new_empty(25, tiles.numel() // 25)
+        yield frames, padded, tiles, matrix
 
 
 def _transform_frames(x: Tensor) -> Tensor:
     """B^T d: from `(n, H, W, C)` to `(25, P, 4C)`."""
-    tiles = _tiles(F.pad(x, (0, 0, 1, 1, 1, 1))).reshape(25, -1)
-    return (B.to(x.dtype) @ tiles).view(25, -1, 4 * x.shape[3])
+    n, h, w, c = x.shape
+    transformed = x.new_empty(25, n, h * w * c // 16)
+    b = B.to(x.dtype)
+    for frames, padded, tiles, matrix in _frame_blocks(x):
+        padded[:, 1:-1, 1:-1] = x[frames]
+        matrix.view(tiles.shape).copy_(tiles)
+        torch.mm(b, matrix, out=transformed[:, frames].flatten(1))
+    return transformed.view(25, -1, 4 * c)
 
 
-def _adjoint_frames(products: Tensor, out: Tensor) -> None:
-    """Write the adjoint of `_transform_frames` of `(25, P, 4C)` into `(n, H, W, C)`."""
-    n, h, w, c = out.shape
-    padded = out.new_empty(n, h + 2, w + 2, c)
-    padded[:, h:] = 0
-    padded[:, :, w:] = 0
-    tiles = _tiles(padded)
-    given = (B.T.to(out.dtype) @ products.view(25, -1)).view(tiles.shape)
+def _adjoint_frames(products: Tensor, n: int, h: int, w: int) -> Tensor:
+    """The adjoint of `_transform_frames`: from `(25, P, 4C)` to `(n, H, W, C)`."""
+    x = products.new_empty(n, h, w, products.shape[2] // 4)
+    products, b = products.view(25, n, -1), B.T.to(products.dtype)
     inner, last = slice(0, 4), slice(4, 5)  # the last position of a tile is the next one's first
-    tiles[inner, inner] = given[inner, inner]
-    for rows, columns in ((inner, last), (last, inner), (last, last)):
-        tiles[rows, columns] += given[rows, columns]
-    out.copy_(padded[:, 1:-1, 1:-1])
+    for frames, padded, tiles, matrix in _frame_blocks(x):
+        given = torch.mm(b, products[:, frames].flatten(1), out=matrix).view(tiles.shape)
+        padded[:, h:] = 0
+        padded[:, :, w:] = 0
+        tiles[inner, inner] = given[inner, inner]
+        for rows, columns in ((inner, last), (last, inner), (last, last)):
+            tiles[rows, columns] += given[rows, columns]
+        x[frames] = padded[:, 1:-1, 1:-1]
+    return x
 
 
 def _tiles(padded: Tensor) -> Tensor:
@@ -213,13 +207,23 @@ def _tiles(padded: Tensor) -> Tensor:
 
 def _transform_maps(y: Tensor) -> Tensor:
     """A y: from `(n, H / 2, W / 2, O)` to `(25, P, O)`."""
-    return (A.to(y.dtype) @ _map_tiles(y).reshape(16, -1)).view(25, -1, y.shape[3])
+    n, h, w, out = y.shape
+    transformed = y.new_empty(25, n, h * w * out // 16)
+    a = A.to(y.dtype)
+    for maps in _blocks(y):
+        tiles = _map_tiles(y[maps]).reshape(16, -1)
+        torch.mm(a, tiles, out=transformed[:, maps].flatten(1))
+    return transformed.view(25, -1, out)
 
 
-def _inverse_maps(products: Tensor, out: Tensor) -> None:
-    """Write A^T m of `(25, P, O)` into `(n, H / 2, W / 2, O)`."""
-    tiles = _map_tiles(out)
-    tiles.copy_((A.T.to(out.dtype) @ products.view(25, -1)).view(tiles.shape))
+def _inverse_maps(products: Tensor, n: int, h: int, w: int) -> Tensor:
+    """A^T m: from `(25, P, O)` to `(n, H / 2, W / 2, O)`."""
+    y = products.new_empty(n, h, w, products.shape[2])
+    products, a = products.view(25, n, -1), A.T.to(products.dtype)
+    for maps in _blocks(y):
+        tiles = _map_tiles(y[maps])
+        tiles.copy_((a @ products[:, maps].flatten(1)).view(tiles.shape))
+    return y
 
 
 def _map_tiles(y: Tensor) -> Tensor:
