@@ -224,7 +224,7 @@ def print_peak(given: argparse.Namespace) -> None:
 # By name, the first that matches counts: of an outermost event of PyTorch on a CPU ...
 CPU_PARTS = {
     "data": r"^data$|DataLoader",
-    "optimiser": r"Optimizer|AccumulateGrad",
+    "optimizer": r"Optimizer|AccumulateGrad",
     "convolutions, backward": r"(Convolution|_Down|_Up)Backward",
     "convolutions, forward": r"conv|^_Down|^_Up",
     "batch norm": r"(?i)batch_?norm",
@@ -238,7 +238,7 @@ GPU_PARTS = {
     "batch norm, activations": r"batch_norm|bn_fw|bn_bw|leaky_relu",
     "convolutions": r"_(fprop|dgrad|wgrad)_|conv|ImplicitGemm|nchwToNhwc|nhwcToNchw",
     "linear maps": r"(?i)nvjet|gemm|cutlass|splitK",
-    "optimiser": r"multi_tensor",
+    "optimizer": r"multi_tensor",
     "rest": "",
 }
 
@@ -275,7 +275,7 @@ def draw_profile(parts: dict[str, dict[str, float]], device: torch.device, path:
             left += value
         print(side, ", ".join(f"{part} {1e3 * value:.1f} ms" for part, value in seconds.items()))
     axes.invert_yaxis()
-    axes.set(xlabel=f"ms a step ({device.type})")
+    axes.set(xlabel=f"ms per step on a {'GPU' if device.type == 'cuda' else 'CPU'}")
     figure.legend(loc="outside upper center", ncols=4, fontsize="small", frameon=False)
     figure.savefig(path, dpi=120, metadata={"Software": None})
 

@@ -31,7 +31,7 @@ def _model_file(given: str | None, default: Path | None = None) -> Path:
     if given is None:
         return default
     is_name = "/" not in given and not given.endswith(".safetensors")
-    return pretrained_file(given) if is_name and not Path(given).exists() else Path(given)
+    return pretrained_file(given) if is_name and not Path(given).is_file() else Path(given)
 
 
 def _keep(given: Path, suffixes: Sequence[str], out: Path) -> None:
@@ -76,10 +76,16 @@ def evaluate(
     from srvp.evaluation.results import metrics_table
     from srvp.store import MODEL_FILE, load_model
 
-    if model is not None and out is None:
-        raise ValueError("--model needs --out: the results of the run would be overwritten")
+    others = {"--model": model, "--clips": clips, "--metrics": metrics, "--precision": precision}
+    others = [name for name, value in others.items() if value is not None]
+    if others and out is None:
+        raise ValueError(
+            f"{others[0]} needs --out: the results of {_run(experiment, None)} would be overwritten"
+        )
     protocol, out = _experiment(experiment), _run(experiment, out)
-    path = _model_file(model, default=out / MODEL_FILE)
+    own = out / MODEL_FILE  # of a run that was trained there
+    default = own if own.is_file() else _run(experiment, None) / MODEL_FILE
+    path = _model_file(model, default)
     changes = {"metrics": metrics and tuple(metrics), "precision": precision}
     changes = {key: value for key, value in changes.items() if value is not None}
     network, trained = load_model(path, protocol.training.device)
@@ -105,7 +111,7 @@ def score(predictions: Path, experiment: str, prepared: Path | None, out: Path) 
 
 
 def publish(experiment: str, folder: Path | None) -> None:
-    """Copy the model of a run to pretrained/, its weights in 16 bits."""
+    """Copy the model of a run to pretrained/, its matrices in 8 bits."""
     from srvp.files import sha256
     from srvp.store import publish
 
@@ -125,9 +131,11 @@ def import_savp(folder: Path, experiment: str, out: Path | None) -> None:
             f"the checkpoint is of {model.shape}, but experiments.{experiment} is of "
             f"{settings.shape}: name another with --experiment"
         )
+    settings = replace(settings, model=model.config)
+    settings.check_training()  # as whoever reads the file will
     path = out or _run(experiment, None) / MODEL_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_model(model, replace(settings, model=model.config), path)
+    save_model(model, settings, path)
     print(path)
 
 

@@ -58,8 +58,9 @@ def instruction_set() -> str:
     The variables `ATEN_CPU_CAPABILITY=avx2` and `ONEDNN_MAX_CPU_ISA=AVX2` make a wide processor
     compute as a narrow one.
     """
-    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-        return "AVX2"
+    name = torch.backends.cpu.get_cpu_capability()
+    if not name.startswith("AVX512"):
+        return name  # "AVX2", or PyTorch's name for what other processors have
     if torch.cpu._is_amx_tile_supported():
         return "AMX"
     return "AVX-512 with bfloat16" if torch.cpu._is_avx512_bf16_supported() else "AVX-512"

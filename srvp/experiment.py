@@ -111,7 +111,7 @@ class Experiment:
     evaluation: EvaluationConfig
 
     def __post_init__(self) -> None:
-        data, training, given = self.data, self.training, self.evaluation.conditioning_frames
+        data, given = self.data, self.evaluation.conditioning_frames
         needed = self.model.frames_needed
         if given < needed:
             raise ConfigError(
@@ -123,6 +123,52 @@ class Experiment:
                 f"evaluation.conditioning_frames is {given}, which leaves none of the "
                 f"{data.test_frames} test frames to predict: raise data.test_frames"
             )
+        if data.actions and not self.model.takes_actions:
+            raise ConfigError(
+                f"data.actions is {data.actions}, but the model takes no actions: write 0, or "
+                "choose another model"
+            )
+        self._check_metrics()
+        self._check_predict()
+
+    def _check_metrics(self) -> None:
+        data = self.data
+        for metric in self.evaluation.metrics:
+            row = METRICS[metric]
+            fewest = {"test_videos": row.videos, "test_frames": row.frames, "size": row.size}
+            for key, least in fewest.items():
+                if getattr(data, key) < least:
+                    raise ConfigError(
+                        f"data.{key} is {getattr(data, key)}, but {metric} in evaluation.metrics "
+                        f"needs at least {least}: raise it, or leave {metric} out"
+                    )
+
+    def _check_predict(self) -> None:
+        for i, options in enumerate(self.evaluation.predict):
+            check_options(self.model, options, f"evaluation.predict[{i}]")
+            if "every_step" in options:
+                raise ConfigError(
+                    f"evaluation.predict[{i}].every_step would return more frames than are "
+                    "scored: leave it out (it is for calls of `predict`)"
+                )
+        names = self.option_names
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise ConfigError(
+                    f"evaluation.predict[{i}] would have the name of predict[{names.index(name)}] "
+                    f"in tables, {name!r}: leave it out, or write out what differs"
+                )
+
+    def check_training(self) -> None:
+        """Make sure that the model can be trained as the experiment says.
+
+        That is no condition of scoring a model that was trained elsewhere.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        training, needed = self.training, self.model.frames_needed
+        given = self.evaluation.conditioning_frames
         if training.frames <= needed:
             raise ConfigError(
                 f"training.frames is {training.frames}: it must exceed the {needed} frames that "
@@ -134,17 +180,6 @@ class Experiment:
                 f"training.validation_frames is {training.validation_frames}, which leaves none to "
                 f"predict after evaluation.conditioning_frames, {given}: raise it"
             )
-        for metric in self.evaluation.metrics:
-            row = METRICS[metric]
-            fewest = {"test_videos": row.videos, "test_frames": row.frames, "size": row.size}
-            for key, least in fewest.items():
-                if getattr(data, key) < least:
-                    raise ConfigError(
-                        f"data.{key} is {getattr(data, key)}, but {metric} in evaluation.metrics "
-                        f"needs at least {least}: raise it, or leave {metric} out"
-                    )
-        for i, options in enumerate(self.evaluation.predict):
-            check_options(self.model, options, f"evaluation.predict[{i}]")
 
     @property
     def shape(self) -> VideoShape:
@@ -159,15 +194,20 @@ class Experiment:
     def with_model_of(self, trained: "Experiment") -> "Experiment":
         """Return this data and protocol with the model of another experiment, under its name.
 
+        Of the entries of `evaluation.predict`, those stay whose options that model has.
+
         Raises:
-            ConfigError: the model is for other frames, or for other options of prediction.
+            ConfigError: the model is for other frames, or needs more of them.
         """
         if trained.shape != self.shape:
             raise ConfigError(
                 f"the model {trained.name} is for {trained.shape}, but the clips of {self.name} "
                 f"are {self.shape}: choose another experiment"
             )
-        return replace(self, name=trained.name, model=trained.model)
+        known = trained.model.predict_options.keys()
+        predict = tuple(entry for entry in self.evaluation.predict if entry.keys() <= known)
+        evaluation = replace(self.evaluation, predict=predict or ({},))
+        return replace(self, name=trained.name, model=trained.model, evaluation=evaluation)
 
     @property
     def option_names(self) -> list[str]:
@@ -238,7 +278,9 @@ def from_entry(name: str, entry: Any) -> Experiment:
     built = {s: build(config, entry[s], f"{key}.{s}") for s, config in sections.items()}
     model = _build_model(entry["model"], f"{key}.model")
     try:
-        return Experiment(name, model=model, **built)
+        experiment = Experiment(name, model=model, **built)
+        experiment.check_training()
+        return experiment
     except ConfigError as error:
         raise ConfigError(f"{key}.{error}") from None
 

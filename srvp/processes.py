@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch.multiprocessing import spawn
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
 
 
 def in_processes(
@@ -21,13 +21,16 @@ def in_processes(
         meanwhile: called here about once a second, and once more at the end.
 
     Raises:
-        torch.multiprocessing.ProcessRaisedException: with the error of a process that failed.
+        RuntimeError: a process failed; the last line of its error, or how it ended.
     """
     workers = spawn(function, args, nprocs=count, join=False)
     try:
         while not workers.join(timeout=1):
             meanwhile()
         meanwhile()
+    except (ProcessRaisedException, ProcessExitedException) as error:
+        # They are plain Exceptions, with a whole traceback as their message.
+        raise RuntimeError(str(error).strip().splitlines()[-1]) from error
     finally:  # an interrupt reaches only this process
         for process in workers.processes:
             process.terminate()

@@ -106,7 +106,8 @@ def current_entry(entry: dict) -> dict:
     steps = evaluation.pop("euler_steps", None)
     if steps is not None:
         trained = model.get("euler_steps", 1)
-        evaluation["predict"] = [{} if n == trained else {"euler_steps": n} for n in steps]
+        options = [{"euler_steps": n} for n in steps]
+        evaluation["predict"] = [{} if steps[0] == trained else options[0], *options[1:]]
     if "fvd_precision" in evaluation:
         evaluation["precision"] = evaluation.pop("fvd_precision")
     return {**entry, "model": model, "evaluation": evaluation}

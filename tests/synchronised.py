@@ -16,7 +16,7 @@ def synchronise_batch_norm(module: nn.Module, device: torch.device) -> nn.Module
     return module
 
 
-class SynchronisedBatchNorm2d(nn.BatchNorm2d):
+class SynchronisedBatchNorm2d(nn.SyncBatchNorm):  # the type that GPUs have
     """Batch norm over the joint batch of all processes."""
 
     @torch.compiler.disable

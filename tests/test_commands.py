@@ -1,6 +1,7 @@
 """Commands as people mistype them: one line each, and nothing of theirs is overwritten."""
 
 import os
+import signal
 import sys
 
 import numpy as np
@@ -11,6 +12,7 @@ from srvp import commands
 from srvp.__main__ import main
 from srvp.files import atomic_write
 from srvp.models.interface import generator
+from srvp.processes import in_processes
 
 
 @pytest.fixture
@@ -67,6 +69,40 @@ def test_predictions_do_not_overwrite_the_video(run, tmp_path, monkeypatch, vide
     assert status == 2 and "choose another --out" in said and f" overwrite {video}," in said
 
 
+@pytest.mark.parametrize(
+    "option", ["--model=smmnist_gpu", "--clips=2", "--metrics=psnr", "--precision=float32"]
+)
+def test_partial_results_do_not_overwrite_those_of_a_run(run, option):
+    status, said = run("evaluate", "tiny", option)
+    name = option.partition("=")[0]
+    assert status == 2 and said.startswith(f"error: {name} needs --out: the results of ")
+    assert said.endswith(os.path.join("runs", "tiny") + " would be overwritten")
+
+
+def test_results_elsewhere_are_of_the_model_of_the_run(run, tmp_path, monkeypatch):
+    """Unless a run was trained there."""
+
+    def show(path, device):
+        raise ValueError(f"reads {path}")
+
+    monkeypatch.setattr("srvp.store.load_model", show)
+    _, said = run("evaluate", "tiny", "--clips=2", "--out", tmp_path)
+    assert said.endswith(os.path.join("runs", "tiny", "model.safetensors"))
+    (tmp_path / "model.safetensors").touch()
+    _, said = run("evaluate", "tiny", "--clips=2", "--out", tmp_path)
+    assert said == f"error: reads {tmp_path / 'model.safetensors'}"
+
+
+def test_a_folder_does_not_hide_a_pretrained_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setattr("srvp.store.pretrained_file", lambda name: f"pretrained {name}")
+    assert commands._model_file("mine") == "pretrained mine"
+    (tmp_path / "mine").rmdir()
+    (tmp_path / "mine").touch()
+    assert str(commands._model_file("mine")) == "mine"
+
+
 def test_scores_are_not_written_into_the_predictions(run, tmp_path):
     """They would change the predictions' checksum."""
     out = tmp_path / "scores"
@@ -105,3 +141,24 @@ def test_a_date_can_be_a_seed():
     """PyTorch takes seeds below 2^64; those of numbered generators are multiples."""
     first, second = (generator(20261129123456, n).initial_seed() for n in (1, 2))
     assert second == first + 1
+
+
+def raises(number: int) -> None:
+    raise ValueError("in a process:\nno such thing")
+
+
+def is_killed(number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("fails", "line"),
+    [(raises, "no such thing"), (is_killed, "process 0 terminated with signal SIGKILL")],
+)
+def test_an_error_in_one_of_several_processes_is_one_line(run, monkeypatch, fails, line):
+    def videos(folder, experiment):
+        in_processes(fails, (), 1)
+
+    videos.__doc__ = commands.videos.__doc__
+    monkeypatch.setattr(commands, "videos", videos)
+    assert run("videos", ".") == (2, f"error: {line}")

@@ -1,7 +1,7 @@
 import copy
 import json
 import shutil
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import yaml
@@ -113,6 +113,13 @@ def test_no_override_of_any_key_is_lost(tmp_path):
         ("evaluation", "predict", {}, r"predict is \{\}; expected a list"),
         ("evaluation", "predict", [{"steps": 2}], r"predict\[0\]\.steps is not a known key"),
         ("evaluation", "predict", [{"euler_steps": 0}], r"euler_steps is 0; expected at least 1"),
+        ("evaluation", "predict", [{"every_step": True}], r"predict\[0\]\.every_step would return"),
+        (
+            "evaluation",
+            "predict",
+            [{}, {"euler_steps": 2}, {}],
+            r"evaluation\.predict\[2\] would have the name of predict\[0\] in tables, 'tiny'",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(tmp_path, section, key, value, message):
@@ -142,6 +149,52 @@ def test_steps_between_frames_need_a_model_that_takes_them(name):
     with pytest.raises(ConfigError, match="euler_steps is not a known key") as error:
         from_entry("other", entry)
     assert str(error.value).startswith("experiments.other.evaluation.predict[1].euler_steps")
+
+
+def test_actions_are_for_models_that_take_them():
+    for name in ("sv2p_bair", "bair"):
+        entry = copy.deepcopy(PARAMS["experiments"][name])
+        entry["data"]["actions"] = 4
+        if name == "sv2p_bair":
+            assert from_entry(name, entry).shape.actions == 4
+    with pytest.raises(ConfigError, match=r"bair\.data\.actions is 4, but the model takes no act"):
+        from_entry("bair", entry)
+
+
+def test_a_model_can_be_scored_by_a_protocol_that_it_could_not_be_trained_by():
+    """SV2P learns from sequences of one length, and `quick` trains with another."""
+    quick, trained = (load_experiment(ROOT / "params.yaml", n) for n in ("quick", "sv2p_quick"))
+    evaluation = replace(quick.evaluation, conditioning_frames=24)
+    training = replace(quick.training, validation_frames=24)
+    protocol = replace(quick, evaluation=evaluation, training=training)
+    mixed = protocol.with_model_of(trained)
+    assert (mixed.name, mixed.model, mixed.predicted_frames) == ("sv2p_quick", trained.model, 1)
+    with pytest.raises(ConfigError, match=r"training\.frames is 12, .*: make them equal"):
+        mixed.check_training()
+
+
+def test_a_protocol_keeps_the_options_that_a_model_has():
+    names = ("quick", "srvp_quick", "sv2p_quick")
+    quick, srvp, sv2p = (load_experiment(ROOT / "params.yaml", n) for n in names)
+    assert quick.with_model_of(srvp).evaluation == quick.evaluation
+    assert quick.with_model_of(sv2p).evaluation == replace(quick.evaluation, predict=({},))
+    only = replace(quick, evaluation=replace(quick.evaluation, predict=({"euler_steps": 2},)))
+    assert only.with_model_of(sv2p).evaluation.predict == ({},)
+
+
+def test_a_protocol_gives_a_model_the_frames_that_it_needs():
+    tiny = load_experiment(ROOT / "params.yaml", "tiny")
+    needy = replace(tiny, model=replace(tiny.model, inference_frames=5))
+    evaluation = replace(tiny.evaluation, conditioning_frames=4)
+    protocol = replace(tiny, model=replace(tiny.model, inference_frames=4), evaluation=evaluation)
+    with pytest.raises(ConfigError, match="conditioning_frames is 4, but the model needs 5"):
+        protocol.with_model_of(needy)
+
+
+def test_a_name_in_tables_ends_with_no_comma():
+    """Of an entry whose description is empty, as a model may describe its defaults."""
+    model = load_experiment(ROOT / "params.yaml", "tiny").model
+    assert model.option_names("a", [{}, {}, {"euler_steps": 2}]) == ["a", "a", "a, dt = 1/2"]
 
 
 @pytest.mark.parametrize(

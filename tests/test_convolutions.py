@@ -67,6 +67,16 @@ def test_results_and_gradients_are_those_of_pytorch(
         assert result.dtype == torch.float32 and difference < 5e-6
 
 
+def test_a_processor_without_avx_convolves_directly(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    instruction_set.cache_clear()
+    try:
+        assert choice.describe() == "DEFAULT: all direct"
+        assert choice.down(torch.zeros(40, 128, 16, 16), torch.zeros(128, 128, 4, 4)) is None
+    finally:
+        instruction_set.cache_clear()
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_products_of_patches_are_the_layers_that_meet_the_image(channels):
     """What a GPU computes in their place, against PyTorch's convolutions in float64."""

@@ -282,6 +282,14 @@ def test_set_and_raw_files_copied_to_another_machine_are_up_to_date(raw, tmp_pat
     assert content(there / "videos") == content(here / "videos")
 
 
+def test_a_set_that_lost_its_frames_is_made_again(raw, tmp_path):
+    data.prepare(configure("videos"), raw, tmp_path / "out")
+    whole = content(tmp_path / "out")
+    (tmp_path / "out" / "train" / "frames.npy").unlink()
+    data.prepare(configure("videos"), raw, tmp_path / "out")
+    assert content(tmp_path / "out") == whole
+
+
 def test_raw_files_that_have_not_changed_are_not_read(raw, tmp_path, monkeypatch):
     data.prepare(configure("videos"), raw, tmp_path / "out")
     monkeypatch.setattr(checksums, "sha256", None)

@@ -17,7 +17,7 @@ from torch import nn
 
 from srvp.data.prepared import PreparedVideos
 from srvp.data.staging import Fold, Video, write_prepared
-from srvp.evaluation import results, scoring
+from srvp.evaluation import protocol, results, scoring
 from srvp.evaluation.launch import evaluate_everywhere
 from srvp.evaluation.protocol import (
     batch_files,
@@ -525,6 +525,31 @@ def test_scores_of_another_evaluation_are_not_taken_for_these(setup, tmp_path):
     assert batch_files(videos, replace(config, frames_at_once=999), tmp_path) == files[0]
 
 
+@pytest.mark.parametrize("folder", ["data/sets", "evaluation", "metrics", "models/parts"])
+def test_scores_of_other_code_are_not_taken_for_these(setup, tmp_path, monkeypatch, folder):
+    """Neither those of the model nor those of the references."""
+    model, experiment, videos = setup
+    found = []
+    for version in ("first", "second"):
+        file = tmp_path / version / folder / "file.py"
+        file.parent.mkdir(parents=True)
+        file.write_text(version)
+        monkeypatch.setattr(protocol, "PACKAGE", tmp_path / version)
+        found += [p.partial for p in protocol.parts(model, experiment, videos, tmp_path, None)]
+    assert len(set(found)) == 4
+
+
+def test_a_batch_that_cannot_be_written_leaves_nothing(toy, tmp_path, monkeypatch):
+    def full(arrays, path):
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(protocol, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        toy_samples(toy, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 # Errors.
 
 
@@ -615,6 +640,37 @@ def test_fvd_alone_is_written(setup, tmp_path, monkeypatch):
     metrics = json.loads((tmp_path / "metrics.json").read_text())["a"]
     assert metrics == {"fvd": 4.0, "fvd_ci95": 12.706, "fvd_videos": 5, "fvd_frames": 11}
     assert pd.read_csv(tmp_path / "videos.csv").empty
+
+
+def test_the_energy_score_alone_is_written(setup, run, tmp_path):
+    """The number of samples is not one of a metric of frames."""
+    _, experiment, _ = setup
+    alone = changed(experiment, metrics=("energy",))
+    whole, scores = run(changed(experiment, metrics=("psnr", "energy")), "whole"), run(alone)
+    found = metrics_table(scores)
+    pd.testing.assert_frame_equal(found, metrics_table(whole)[list(found)])
+    tables = {
+        file: [pd.read_csv(tmp_path / out / f"{file}.csv") for out in ("whole", "out")]
+        for file in ("curves", "videos", "forecasts")
+    }
+    assert tables["curves"][1].empty
+    for file, column, others in (
+        ("videos", "metric", "psnr"),
+        ("forecasts", "measure", "best_of_psnr"),
+    ):
+        expected, table = tables[file]
+        expected = expected[expected[column] != others].reset_index(drop=True)
+        pd.testing.assert_frame_equal(table, expected)
+    expected, metrics = (
+        json.loads((tmp_path / out / "metrics.json").read_text())["tiny"]
+        for out in ("whole", "out")
+    )
+    assert metrics == {k: v for k, v in expected.items() if k not in ("psnr", "psnr_ci95")}
+    assert load_file(tmp_path / "out" / "examples.safetensors").keys() == {"truth", "random"}
+    assert describe(alone) == (
+        "5 frames given, 6 predicted; energy score of 4 samples, in groups of 10; mean over 5 "
+        "videos and 1.96 standard errors."
+    )
 
 
 def test_the_protocol_tells_what_the_interval_of_fvd_is_over(setup):

@@ -20,7 +20,8 @@ import srvp
 from srvp.evaluation.futures import Futures
 from srvp.report import animation, figures
 from srvp.report.figures.states import around_bounces
-from srvp.report.figures.style import BETWEEN, GIVEN, PREDICTED
+from srvp.report.figures.style import BETWEEN, GIVEN, OTHERS, PREDICTED
+from srvp.report.figures.style import CURVES as CURVES_OF_MODELS
 
 CURVES = pd.DataFrame(
     [(p, m, t, 1.0 * t, 0.5) for p in "ab" for m in ("psnr", "ssim") for t in (4, 5, 6)],
@@ -190,6 +191,15 @@ def test_bands_are_the_intervals_around_the_means():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
 
 
+def test_models_have_colours_and_references_greys():
+    names = ["first", "second", "perfect model (best of 10)", "black frame"]
+    curves = pd.concat([CURVES[CURVES["predictor"] == "a"].assign(predictor=n) for n in names])
+    lines = figures.metric_curves(curves).axes[0].lines
+    colors = [line.get_color() for line in lines]
+    assert colors == [*CURVES_OF_MODELS[:2], OTHERS, OTHERS]
+    assert lines[2].get_linestyle() != lines[3].get_linestyle()
+
+
 def test_a_frame_that_comes_back_does_not_flatten_the_curves():
     curves = pd.DataFrame({"frame": range(9), "mean": 13.0, "ci95": 0.5})
     curves = curves.assign(predictor="copy last frame", metric="psnr")
@@ -223,7 +233,7 @@ def test_the_psnr_of_single_frames_is_drawn_beside_the_mean():
     history["validation_psnr_1"], history["validation_energy"] = [19.0, 20.0], [40.0, 38.0]
     psnr, energy = figures.training_curves(history, {}).axes
     assert [line.get_ydata().tolist() for line in psnr.lines] == [[14, 15], [19, 20]]
-    assert [text.get_text() for text in psnr.get_legend().texts] == ["1"]
+    assert [(text.get_text(), text.xy) for text in psnr.texts] == [("frame 1", (2, 20))]
     assert energy.get_title() == "validation energy score"
 
 

@@ -222,6 +222,7 @@ def scored(samples):
     measures = ("variance", "squared_error", "crps", "psnr")
     forecast = {name: random.rand(6, 2) for name in measures}
     forecast["ranks"] = random.rand(6, len(RANKED), samples + 1)
+    forecast["count"] = np.full(6, samples)
     return forecast, {name: random.rand(6, samples) for name in ("psnr", "lpips")}
 
 
@@ -264,21 +265,34 @@ def test_the_table_of_a_forecast_written_out():
 
 
 def test_the_summary_of_a_forecast_is_of_whole_futures():
-    forecast, samples = scored(3)
+    forecast, _ = scored(3)
     whole = {name: forecast[name].mean(1) for name in ("variance", "squared_error", "psnr")}
     ratio = over_clips(ratio_of_three, whole["variance"], whole["squared_error"])
     mean = over_clips(np.copy, whole["psnr"])
     expected = {"spread_skill": ratio[0], "spread_skill_ci95": ratio[1]}
     expected |= {"psnr_of_mean": mean[0], "psnr_of_mean_ci95": mean[1]}
     expected |= {"crps": forecast["crps"].mean()}
-    assert forecasts.summary(forecast, samples) == pytest.approx(expected)
+    assert forecasts.summary(forecast) == pytest.approx(expected)
 
 
 def test_a_single_sample_has_only_an_error():
     forecast, samples = scored(1)
     table = forecasts.table(forecasts.rows("a", forecast, samples, first=6))
     assert table["measure"].tolist() == ["error", "error"] and table["at"].tolist() == [6, 7]
-    assert forecasts.summary(forecast, samples) == {}
+    assert forecasts.summary(forecast) == {}
+
+
+def test_a_forecast_needs_no_metric_of_frames():
+    """It knows its number of samples, more than there are ranks; only best of N needs scores."""
+    truth, x = videos(2 * GROUP)
+    forecast = scores_of(truth, x)
+    table = forecasts.table(forecasts.rows("a", forecast, {}, first=6))
+    ranks = {f"rank_{name}" for name in RANKED}
+    curves = {"error", "spread", "spread_skill", "crps", "psnr_of_mean"}
+    assert set(table["measure"]) == curves | ranks
+    ratio = spread_skill(forecast["variance"], forecast["squared_error"], 2 * GROUP)
+    np.testing.assert_allclose(table[table["measure"] == "spread_skill"]["value"], ratio)
+    assert forecasts.summary(forecast).keys() >= {"spread_skill", "crps"}
 
 
 def test_a_forecast_of_one_clip_has_no_interval():

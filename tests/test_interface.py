@@ -110,6 +110,28 @@ def test_noise_that_does_not_fit_is_refused(model, frames):
         predict(model, frames, 2, GIVEN + PREDICTED, predicted=0)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_that_take_actions_are_those_that_read_them(kind):
+    config, size = KINDS[kind]
+    model = build_model(config, VideoShape(1, size, actions=2), seed=0).eval()
+    frames = torch.rand(1, GIVEN, 1, size, size, generator=generator(1))
+    actions = torch.randn(2, 1, GIVEN + PREDICTED, 2, generator=generator(2))
+    noise = model.draw_noise(1, GIVEN + PREDICTED, generator())
+    first, second = (
+        model.predict(model.condition(Clips(frames, plan)), PREDICTED, noise).x for plan in actions
+    )
+    assert config.takes_actions != torch.equal(first, second)
+
+
+@pytest.mark.parametrize("futures", [[4], [4, 2], [2, 2, 2]])
+def test_every_clip_needs_noise_of_as_many_futures(model, frames, futures):
+    """Else the futures of two clips would be shared out among them, without a word."""
+    noise = [model.draw_noise(n, GIVEN + PREDICTED, generator()) for n in futures]
+    with pytest.raises(ValueError, match=r"is of \[.*\] futures, expected .* each of the 2 clips"):
+        next(model.futures(frames, PREDICTED, noise, at_once=1000))
+
+
 def test_an_option_that_a_model_has_not_is_refused(model, frames):
     noise = model.draw_noise(2, GIVEN + PREDICTED, generator())
     with pytest.raises(ValueError, match="options.solver is not a known key"):

@@ -540,6 +540,13 @@ def test_previews_are_no_pictures_of_a_stack(tmp_path):
     assert np.array_equal(list(read_pictures(tmp_path / "a.tif", "")), video()[:3])
 
 
+def test_a_file_of_previews_alone_is_named(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(video()[0], photometric="rgb", subfiletype=1)
+    with pytest.raises(ValueError, match=r"^a\.tif holds previews only"):
+        list(read_pictures(tmp_path / "a.tif", "a.tif"))
+
+
 def test_pictures_of_several_sizes_are_no_stack(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(video()[0], photometric="rgb")

@@ -107,6 +107,16 @@ def test_layers_that_overlap_are_separated():
     torch.testing.assert_close(followed - offset, at[:, T:], rtol=0, atol=0.2)
 
 
+def test_layers_do_not_depend_on_other_clips():
+    """Beside a clip that is darker than its background."""
+    x, places = scene(T)
+    darker = x - torch.rand(x.shape, generator=generator(2))
+    alone = layers.separate(x, places, 28, 12)
+    beside = layers.separate(torch.cat([x, darker]), places.expand(2, -1, -1, -1), 28, 12)
+    for one, first in zip(alone, beside, strict=True):
+        torch.testing.assert_close(first[:1], one, rtol=0, atol=1e-5)
+
+
 def test_layers_that_jump_are_found_again_whatever_their_order():
     """Two clips, of which one has no jump: what is found may not get into the other."""
     x, places = scene(T)
@@ -303,3 +313,8 @@ def test_colour_videos_and_backgrounds(background):
 def test_what_cannot_hold_the_layers_is_refused(wrong):
     with pytest.raises(ConfigError, match="expected"):
         replace(CONFIG, **wrong)
+
+
+def test_a_window_that_fills_the_frame_is_refused():
+    with pytest.raises(ConfigError, match="window is 32, but frames have 28 pixels: expected less"):
+        replace(CONFIG, window=32).build(VideoShape(1, 28))

@@ -93,7 +93,8 @@ def test_preparing_data_loads_no_training_no_networks_and_no_fast_convolutions()
         "srvp.training",
         "srvp.models.parts.fast",
         "srvp.models.parts.networks",
-        "srvp.evaluation",
+        "srvp.evaluation.protocol",
+        "srvp.evaluation.scoring",
     )
     assert not [
         m for m in modules if m.startswith((*heavy, "srvp.metrics.i3d", "srvp.metrics.lpips"))

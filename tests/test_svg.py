@@ -589,3 +589,13 @@ def test_generation_of_the_authors(case, public_clip, mode):
     case.check(frames, expected)
     if "last_frame" in expected:
         torch.testing.assert_close(frames[0, -1], expected["last_frame"], **TOLERANCE)
+
+
+def test_batch_norm_that_gpus_share_is_by_time_step_too(x):
+    """`SyncBatchNorm` is no `BatchNorm2d`. In one process, it is the same function."""
+    plain, noise = make(), make().draw_randomness(B, T, 1, generator())
+    shared = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))
+    assert not batch_norms(shared)
+    assert shared.loss(x, noise) == plain.loss(x, noise)
+    for a, b in zip(shared.buffers(), plain.buffers(), strict=True):
+        assert torch.equal(a, b)

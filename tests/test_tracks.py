@@ -27,6 +27,12 @@ def test_true_digits_are_found_and_kept(world):
     assert faded["error"].mean() < 0.2 and faded["kept"].mean() > 0.98
 
 
+def test_a_small_test_set_has_rivals_of_all_classes(tiny):
+    """They were those of the set itself: with fewer rivals, more digits seemed kept."""
+    tracker = DigitTracker(ROOT / "data" / "mnist", replace(tiny.data, test_videos=2))
+    assert len(tracker._of_other_classes(0, 0)) == 9
+
+
 def test_moved_frames_are_as_far_as_they_were_moved(world):
     """Those whose digits stay in the picture; where they overlap, a place may be a pixel off."""
     tracker, x = world

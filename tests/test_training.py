@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -147,23 +148,98 @@ def test_a_run_is_resumed_only_if_its_steps_would_be_the_same(tiny, changes, obs
     assert found is None if obstacle is None else re.search(obstacle, found)
 
 
+class Broken:
+    """A source of videos that fails after some batches, as a run that is killed there."""
+
+    def __init__(self, source, after: int):
+        self.source, self.after = source, after
+
+    def batches(self, *args, **kwargs):
+        yield from islice(self.source.batches(*args, **kwargs), self.after)
+        raise RuntimeError("stop")
+
+
 def test_a_run_of_other_settings_begins_anew_and_keeps_the_old_files(tiny, blobs, tmp_path, capsys):
     """The old model is there until the new one is whole; what differs is said."""
     old = train(with_training(tiny, minutes=0.0), blobs, tmp_path)
     capsys.readouterr()
-
-    class Broken:
-        def batches(self, *args, **kwargs):
-            raise RuntimeError("stop")
-
+    broken = blobs._replace(train=Broken(blobs.train, after=0))
     with pytest.raises(RuntimeError, match="stop"):
-        train(with_training(tiny, lr=0.001), blobs._replace(train=Broken()), tmp_path)
+        train(with_training(tiny, lr=0.001), broken, tmp_path)
     said = capsys.readouterr().out
     assert "checkpoint.pt is at step 10, but its training.lr is 0.002, now 0.001" in said
     assert (tmp_path / "checkpoint.replaced.pt").is_file()
     same_weights(load_model(tmp_path / "model.safetensors")[0], old)
+    train(with_training(tiny, lr=0.001, minutes=0.0), blobs, tmp_path)
+    assert (tmp_path / "checkpoint.replaced.pt").is_file()  # the new run is at step 10 of 20
     train(with_training(tiny, lr=0.001), blobs, tmp_path)
     assert not (tmp_path / "checkpoint.replaced.pt").exists()
+
+
+@pytest.mark.parametrize("steps", [20, 10])
+def test_settings_that_come_back_go_on_where_they_were(
+    steps, tiny, blobs, tmp_path, capsys, monkeypatch
+):
+    """Cut off at step 10 or finished there; killed once more after the checkpoints are swapped."""
+    experiment = with_training(tiny, constant_steps=steps, decay_steps=0)
+    whole = train(experiment, blobs, tmp_path / "whole")
+    out = tmp_path / "run"
+    train(with_training(experiment, minutes=0.0), blobs, out)
+    train(with_training(tiny, lr=0.001, minutes=0.0), blobs, out)
+    capsys.readouterr()
+    with monkeypatch.context() as killed, pytest.raises(TypeError):
+        killed.setattr(loop, "_optimise", None)
+        train(experiment, blobs, out)
+    said = capsys.readouterr().out
+    assert "checkpoint.replaced.pt is of these settings: it takes the place of run/" in said
+    aside = read_checkpoint(out / "checkpoint.replaced.pt", torch.device("cpu"))
+    assert json.loads(aside["experiment"])["training"]["lr"] == 0.001
+    same_weights(train(experiment, blobs, out), whole)
+    assert "run/checkpoint.pt is at step 10: training resumes there" in capsys.readouterr().out
+    same_weights(load_model(out / "model.safetensors")[0], whole)
+    assert not (out / "checkpoint.replaced.pt").exists()
+
+
+def test_a_finished_run_is_not_taken_for_the_one_that_makes_it_anew(tiny, blobs, tmp_path):
+    """The new one was killed before its first checkpoint: the old one has its settings."""
+    experiment = with_training(tiny, constant_steps=2, decay_steps=0)
+    train(experiment, blobs, tmp_path)
+    for _ in range(2):  # each begins at step 1
+        with pytest.raises(RuntimeError, match="stop"):
+            train(experiment, blobs._replace(train=Broken(blobs.train, after=1)), tmp_path)
+        assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_of_two_old_checkpoints_the_one_with_more_steps_stays(tiny, blobs, tmp_path, capsys):
+    train(with_training(tiny, minutes=0.0), blobs, tmp_path)
+    for lr, after, expected in ((0.001, 7, {5, 10}), (0.003, 0, {5, 10}), (0.003, 12, {10})):
+        with pytest.raises(RuntimeError, match="stop"):
+            broken = Broken(blobs.train, after)
+            train(with_training(tiny, lr=lr), blobs._replace(train=broken), tmp_path)
+        files = tmp_path.glob("checkpoint*.pt")
+        assert {read_checkpoint(f, torch.device("cpu"))["step"] for f in files} == expected
+    said = capsys.readouterr().out
+    assert "checkpoint.replaced.pt, at step 10, too; this checkpoint is overwritten" in said
+
+
+def test_a_model_that_could_not_be_written_is_written_by_the_next_call(
+    tiny, blobs, tmp_path, monkeypatch
+):
+    """In the place of an older one, of a shorter run."""
+    experiment = with_training(tiny, constant_steps=12, decay_steps=0)
+    whole = train(experiment, blobs, tmp_path / "whole")
+    out = tmp_path / "run"
+    train(with_training(experiment, constant_steps=6), blobs, out)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk, pytest.raises(OSError, match="No space left"):
+        disk.setattr(loop, "save_model", full)
+        train(experiment, blobs, out)
+    monkeypatch.setattr(Run, "update", None)  # no step is taken
+    same_weights(train(experiment, blobs, out), whole)
+    same_weights(load_model(out / "model.safetensors")[0], whole)
 
 
 def test_a_finished_run_is_continued_by_more_steps_bit_for_bit(tiny, blobs, tmp_path, capsys):
@@ -186,17 +262,32 @@ def test_a_damaged_checkpoint_is_named(content, tiny, blobs, tmp_path):
         train(tiny, blobs, tmp_path)
 
 
-def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(tiny, blobs, tmp_path):
+@pytest.mark.parametrize(("rows", "noticed"), [(20, 8), (1, 10)])  # at a row, at a checkpoint
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(
+    rows, noticed, tiny, blobs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "LOG_POINTS", rows)
+
     class Poisoned:
         def batches(self, *args, **kwargs):
             for number, clips in enumerate(blobs.train.batches(*args, **kwargs)):
                 yield Clips(clips.frames * (float("nan") if number == 7 else 1))
 
-    with pytest.raises(FloatingPointError, match=r"loss \(total\) is nan at step 8"):
+    with pytest.raises(FloatingPointError, match=rf"loss \(total\) is nan at step {noticed}:"):
         train(tiny, blobs._replace(train=Poisoned()), tmp_path)
     run = Run(tiny, torch.device("cpu"))
     run.restore(read_checkpoint(tmp_path / "checkpoint.pt", run.device))
     assert run.step == 5
+
+
+def test_weights_that_are_not_finite_are_not_saved(tiny, blobs, tmp_path):
+    """Gradients may overflow where the loss does not."""
+    run = Run(tiny, torch.device("cpu"))
+    run.update(blobs.train.draw(2, 8, run.generator))
+    run.model.q_z.weight.data[0, 0] = torch.inf
+    with pytest.raises(FloatingPointError, match=r"weights q_z.weight is inf at step 1: lower"):
+        run.save(tmp_path / "checkpoint.pt")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.5])

@@ -132,6 +132,8 @@ def test_adding_videos_moves_none(tmp_path):
         ["PXL_20231231_235959123.jpg", "PXL_20240101_000000007.jpg"],
         ["1700000000.999999.png", "1700000001.000001.png"],
         ["t0.5.png", "t1.png", "t1.5.png", "t10.png"],
+        ["t0.1.png", "t0.15.png", "t0.2.png", "t1.0.png"],  # times
+        ["t1.1.png", "t1.9.png", "t1.10.png", "t2.1.png"],  # takes and their frames
         ["\u0661.png", "\u0662.png", "\u0661\u0660.png"],  # Arabic-Indic 1, 2, 10
         ["1\u00b22.png", "\u00b21.png"],  # superscripts are digits that int() does not know
         [f"{10**200}.png", f"{10**200 + 1}.png"],

@@ -49,7 +49,8 @@ def prepare(config: DataConfig, data_root: Path, out: Path) -> None:
     Args:
         config: which data set, the form of its frames, and its test clips.
         data_root: folder of all raw data, `data/`; `SETS` names the folder of a set in it.
-        out: folder of the prepared set. A set that is up to date is left as it is.
+        out: folder of the prepared set. A set of files that is up to date is left as it is; a set
+            that is drawn is drawn again.
 
     Raises:
         FileNotFoundError, ValueError: a raw file is missing or damaged, which the message names; or

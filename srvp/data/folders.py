@@ -13,6 +13,7 @@ import unicodedata
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -256,11 +257,17 @@ def _in_folder(files: list[Path], left_out: dict[Path, str]) -> dict[str, _Seque
     if found:
         left_out |= dict.fromkeys(single, NO_SEQUENCE)
     elif single:
-        found["."] = _Sequence(_in_order(single), True, loose=True)
+        single.sort(key=lambda path: by_number(path.name))
+        found["."] = _Sequence(single, True, loose=True)
     return found
 
 
 def _in_order(paths: list[Path]) -> list[Path]:
+    """Sort a sequence by number: `1.9` is before `1.10`, but `0.15` before `0.2`."""
+    numbers = [found[0] if (found := NUMBER.search(path.stem)) else "" for path in paths]
+    decimals = [re.fullmatch(r"\d+(?:\.(\d|\d*[1-9]))?", number) for number in numbers]
+    if all(decimals):  # as numbers are printed: without zeros at their end
+        return [path for _, path in sorted(zip(map(Decimal, numbers), paths, strict=True))]
     return sorted(paths, key=lambda path: by_number(path.name))
 
 

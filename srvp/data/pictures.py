@@ -81,6 +81,8 @@ def _timed(path: Path, name: str) -> Iterator[tuple[np.ndarray, float]]:
                 raise PictureError("holds pictures of several sizes")
             size = picture.shape
             yield picture, (image.info.get("duration") or 0) / 1000
+        if size is None:
+            raise PictureError("holds previews only")
 
 
 def _as_video(pictures: Iterator[tuple[np.ndarray, float]]) -> Iterator[VideoFrame]:

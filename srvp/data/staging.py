@@ -116,7 +116,8 @@ def _in_place(folder: Path, common: dict[str, Any]) -> Staged | None:
         manifest = _load(folder / MANIFEST)
     except (FileNotFoundError, ValueError):  # there is none, or it is damaged
         return None
-    if not json.loads(json.dumps(common)).items() <= manifest.items():  # tuples become lists
+    same = json.loads(json.dumps(common)).items() <= manifest.items()  # tuples become lists
+    if not (same and (folder / "frames.npy").is_file()):
         return None
     return Staged(folder, common, {key: manifest[key] for key in ("versions", "videos")}, [])
 

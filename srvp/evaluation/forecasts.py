@@ -31,10 +31,10 @@ def rows(
     Args:
         name: of the predictor.
         forecast: of its samples.
-        samples: scores of every sample by metric of frames, `(N, S)`.
+        samples: scores of every sample by metric of frames, `(N, S)`; none without such metrics.
         first: number of the first predicted frame.
     """
-    count = _samples(samples)
+    count = _samples(forecast)
     variance, error = forecast["variance"], forecast["squared_error"]
     curves = {"error": _over_clips(lambda e: np.sqrt(_mean(e)), error)}
     if count > 1:
@@ -68,12 +68,12 @@ def table(found: Iterator[tuple]) -> pd.DataFrame:
     return pd.DataFrame(list(found), columns=COLUMNS)
 
 
-def summary(forecast: Forecast, samples: Mapping[str, np.ndarray]) -> dict[str, float]:
+def summary(forecast: Forecast) -> dict[str, float]:
     """Return numbers of the whole future, beside the energy score, for `metrics.json`.
 
     Several samples have `spread_skill` and `psnr_of_mean` with their intervals, and `crps`.
     """
-    count = _samples(samples)
+    count = _samples(forecast)
     if count < 2:
         return {}
     variance, error = (
@@ -90,8 +90,8 @@ def summary(forecast: Forecast, samples: Mapping[str, np.ndarray]) -> dict[str, 
     }
 
 
-def _samples(samples: Mapping[str, np.ndarray]) -> int:
-    return next(iter(samples.values())).shape[1]
+def _samples(forecast: Forecast) -> int:
+    return int(forecast["count"][0])  # of every clip the same
 
 
 def _over_clips(

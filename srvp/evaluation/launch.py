@@ -42,7 +42,7 @@ def evaluate_everywhere(
         Scores by predictor.
 
     Raises:
-        torch.multiprocessing.ProcessRaisedException: with the error of a process that failed.
+        RuntimeError: a process failed; with the last line of its error.
     """
     device = next(model.parameters()).device
     experiment, devices = settled(experiment, device), devices or all_like(device)

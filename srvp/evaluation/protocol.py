@@ -15,9 +15,9 @@ Shapes: B clips, S samples of each (s at a time), T frames, of which F are predi
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +36,11 @@ from srvp.evaluation.references import PSNR_CAPS, Predictor, reference_predictor
 from srvp.evaluation.results import EXAMPLES, Scores, write_examples, write_scores
 from srvp.evaluation.scoring import Batch, load_metrics
 from srvp.experiment import EvaluationConfig, Experiment
+from srvp.files import atomic_write
 from srvp.metrics.table import METRICS, kind
 from srvp.models.interface import Clips, VideoModel, generator
+
+PACKAGE = Path(__file__).parents[1]
 
 
 def sampler(
@@ -111,18 +114,8 @@ def reference_part(
     config = replace(experiment.evaluation, predict=({},))  # options of models
     if not kind(config.metrics, "sets"):
         config = replace(config, precision="float32")  # of I3D: not computed
-    content = f"references {experiment.data} {_code_digest()}"
-    partial = partial_folder(folder, content, config, videos)
+    partial = partial_folder(folder, f"references {experiment.data}", config, videos)
     return Part(reference_predictors(experiment, videos, device), partial)
-
-
-def _code_digest() -> str:
-    """Return the SHA-256 of the code that makes test sets, references and scores."""
-    digest, package = hashlib.sha256(), Path(__file__).parents[1]
-    for folder in ("data", "evaluation", "metrics"):
-        for path in sorted((package / folder).rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 # Every finished batch is a file.
@@ -151,16 +144,14 @@ def score_batches(
     if not todo:
         return
     metrics, done = load_metrics(config, device), len(batches) - len(todo)
-    next(iter(todo)).parent.mkdir(parents=True, exist_ok=True)
     # A bar that is rarely drawn: every drawing is a line in an executed notebook.
     settings = {"desc": "evaluate", "unit": "batch", "mininterval": 5, "disable": not progress}
     with tqdm(total=len(batches), initial=done, **settings) as bar:
         for path, numbers in todo.items():
             batch = Batch(read_clips(videos, numbers, device), config, metrics)
             arrays = score_batch(batch, numbers, predictors)
-            temporary = path.with_suffix(f".{os.getpid()}")
-            save_file(arrays, temporary)
-            os.replace(temporary, path)  # whole, or not there
+            with atomic_write(path) as temporary:
+                save_file(arrays, temporary)
             del batch, arrays  # before the next batch is read
             bar.update()
 
@@ -297,9 +288,20 @@ def partial_folder(
     """
     protocol = asdict(config)
     del protocol["batch_size"], protocol["frames_at_once"]  # which the names of the files tell
-    parts = [__version__, content, protocol, len(videos.clips), videos.manifest]
+    code = __version__, _code_digest(PACKAGE)
+    parts = [*code, content, protocol, len(videos.clips), videos.manifest]
     name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     return out / "partial" / name
+
+
+@cache  # of the code that this process runs, whatever is edited meanwhile
+def _code_digest(package: Path) -> str:
+    """Return the SHA-256 of the code that makes test sets, predictions and scores."""
+    digest = hashlib.sha256()
+    for folder in ("data", "evaluation", "metrics", "models"):
+        for path in sorted((package / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def model_digest(model: VideoModel) -> str:

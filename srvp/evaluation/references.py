@@ -162,3 +162,8 @@ def reference_predictors(
 
 # In the order of tables, after the models. All but the perfect model have one sample.
 REFERENCES = (PERFECT, PERFECT_MEAN, *TRIVIAL, *CONTROLS)
+
+
+def is_reference(name: str) -> bool:
+    """Whether a row of a table is of a reference, which may tell its number of samples."""
+    return name.partition(" (")[0] in REFERENCES

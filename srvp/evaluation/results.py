@@ -168,8 +168,9 @@ def videos_table(scores: dict[str, Scores]) -> pd.DataFrame:
         for metric, values in s.forecast.items()
         if metric in METRICS and METRICS[metric].of == "clips"
     ]
-    # FVD alone has no scores of videos.
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+    # FVD alone has no scores of videos, the energy score alone no first and worst ones.
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    return table.reindex(columns=columns)
 
 
 def forecasts_table(scores: dict[str, Scores], experiment: Experiment) -> pd.DataFrame:
@@ -251,7 +252,7 @@ def _summaries(scores: Scores) -> dict[str, float]:
         for compared in scores.sets(metric)[:1]:
             values |= {f"{metric}_videos": compared.videos, f"{metric}_frames": compared.frames}
     if scores.forecast:
-        found = forecasts.summary(scores.forecast, scores.samples)
+        found = forecasts.summary(scores.forecast)
         values |= {k: round(value, 6) for k, value in found.items() if not np.isnan(value)}
     return values
 
@@ -280,15 +281,14 @@ def describe(experiment: Experiment) -> str:
     """Return the protocol in words."""
     config, data = experiment.evaluation, experiment.data
     parts = [f"{config.conditioning_frames} frames given, {experiment.predicted_frames} predicted"]
-    if kind(config.metrics, "frames"):
+    many = data.test_videos > 1
+    over = f"mean over {data.test_videos} videos and 1.96 standard errors" if many else "one video"
+    if frames := kind(config.metrics, "frames"):
         best = f"the best of {config.samples} samples" if config.samples > 1 else "one sample"
-        parts.append(f"per video and metric {best} by the mean over predicted frames")
-        many = data.test_videos > 1
-        parts.append(
-            f"mean over {data.test_videos} videos and 1.96 standard errors" if many else "one video"
-        )
+        parts += [f"per video and metric {best} by the mean over predicted frames", over]
     if kind(config.metrics, "clips"):
         parts.append(f"energy score of {config.samples} samples, in groups of {GROUP}")
+        parts += [] if frames else [over]
     if sets := kind(config.metrics, "sets"):
         repeats, names = min(config.samples, FVD_REPEATS), " and ".join(map(str.upper, sets))
         parts.append(

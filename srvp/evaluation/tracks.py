@@ -12,6 +12,7 @@ Shapes: S samples, F predicted frames, H = W pixels, digits n x n.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ from torch import Tensor
 
 from srvp.data.config import DataConfig
 from srvp.data.sets.moving_mnist import BOX, DIGITS, test_scenes
+
+MANY = 64  # videos whose digits are of all classes
 
 
 class Tracks(NamedTuple):
@@ -41,7 +44,8 @@ class DigitTracker:
     """
 
     def __init__(self, raw: Path, config: DataConfig):
-        scenes = test_scenes(raw, config)
+        # The first videos are the same in a larger set, which has digits of all classes.
+        scenes = test_scenes(raw, replace(config, test_videos=max(config.test_videos, MANY)))
         self.digits = torch.from_numpy(scenes.digits).float() / 255  # (N, 2, n, n)
         self.labels = scenes.labels
         places = np.rint(scenes.states[..., :2] * (config.size / BOX))

@@ -102,6 +102,7 @@ class Ensemble:
         """Return the scores of the samples so far. `psnr_cap` limits the PSNR of a frame, in dB.
 
         Returns:
+            `count` `(B,)`, the number of samples, S;
             `energy` `(B,)`, the fair energy score of the future, all its frames one vector;
             `crps` `(B, F)`, the fair CRPS of a pixel, a mean over pixels;
             `variance` `(B, F)` of a pixel over the samples, unbiased, 0 for one sample;
@@ -114,6 +115,7 @@ class Ensemble:
         pixels, count, pairs = self.truth[0, 0].numel(), self.count, max(self.pairs, 1)
         mean = self.sum / count
         arrays = {
+            "count": torch.full_like(self.energy[0], count, dtype=torch.int64),
             "energy": (self.energy[0] / count - self.energy[1] / pairs / 2) / 255,
             "crps": self._crps() / pixels / 255,
             "variance": self.squared[1] / pairs / 2 / pixels / 255**2,

@@ -63,6 +63,7 @@ class ModelConfig(ABC):
 
     # What figures call the terms of the loss, with units; others are called by their name.
     terms: ClassVar[Mapping[str, str]] = {}
+    takes_actions: ClassVar[bool] = False  # whether `data.actions` may be more than 0
 
     @abstractmethod
     def build(self, shape: VideoShape) -> "VideoModel":
@@ -84,7 +85,7 @@ class ModelConfig(ABC):
     def predict_options(self) -> Mapping[str, Any]:
         """Keyword arguments of `predict` that only this model has, with their type hints.
 
-        An entry of `evaluation.predict`, such as `{euler_steps: 2}`, may hold these.
+        All but `every_step` may be in an entry of `evaluation.predict`: `{euler_steps: 2}`.
         """
         return {}
 
@@ -93,11 +94,9 @@ class ModelConfig(ABC):
         return ", ".join(f"{key} = {value}" for key, value in options.items())
 
     def option_names(self, name: str, predict: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Return what tables call the model with each entry of `evaluation.predict`.
-
-        The first is called by the experiment's name, another `quick, euler_steps = 2`.
-        """
-        return [name, *(f"{name}, {self.describe_options(options)}" for options in predict[1:])]
+        """Name all entries of `evaluation.predict` in tables: `quick`, `quick, euler_steps = 2`."""
+        texts = map(self.describe_options, predict[1:])
+        return [name, *(f"{name}, {text}" if text else name for text in texts)]
 
 
 class VideoModel(nn.Module, ABC):
@@ -240,12 +239,18 @@ class VideoModel(nn.Module, ABC):
             futures at a time.
 
         Raises:
-            ValueError: as `condition` and `predict`.
+            ValueError: as `condition` and `predict`, or not every clip has noise of S futures.
         """
         given = self.condition(clips)
+        counts = [len(of_clip[0]) for of_clip in noise]
+        if len(counts) != given.count or len(set(counts)) > 1:
+            raise ValueError(
+                f"the noise is of {counts} futures, expected as many for each of the "
+                f"{given.count} clips: draw_noise(futures, frames, generator) for each clip"
+            )
         chunk = max(1, at_once // (given.count * frames))
         device = next(self.parameters()).device
-        for first in range(0, len(noise[0][0]), chunk):
+        for first in range(0, counts[0], chunk):
             parts = [[field[first : first + chunk] for field in clip] for clip in noise]
             joined = (torch.cat(fields).to(device) for fields in zip(*parts, strict=True))
             x = self.predict(given, frames, type(noise[0])(*joined), **options).x

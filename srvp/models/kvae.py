@@ -58,6 +58,16 @@ LOGIT_LIMIT = math.log((1 - 1e-6) / 1e-6)  # keeps probabilities of pixels in [1
 class Config(DynamicsConfig, ModelConfig):
     """Sizes, noise and objective, by default those of the authors for the ball in a box."""
 
+    takes_actions = True
+    terms = {  # noqa: RUF012 (a constant)
+        "elbo": "bound on log p(x) (nats per frame)",
+        "log_p_x": "log p(x | a) (nats per frame)",
+        "log_q_a": "log q(a | x) (nats per frame)",
+        "log_p_a": "log p(a | z) (nats per frame)",
+        "log_p_z_0": "log p of the first z (nats per frame)",
+        "log_p_z": "log p of later z (nats per frame)",
+        "log_q_z": "log q(z | a) (nats per frame)",
+    }
     nf: Count = 32  # channels of the convolutions
     reconstruction_weight: Real = 0.3  # w
     fixed_mixing_steps: Whole = 1560  # first training steps, in which the LSTM is not trained

@@ -63,6 +63,7 @@ LEAST_TRUE_RATE = 0.001  # of scheduled sampling: below, no true frame is used
 class Config(ModelConfig):
     """Sizes and objective; defaults are the public code's settings of the whole model."""
 
+    takes_actions = True
     terms = {  # noqa: RUF012 (a constant)
         "discriminators_total": "discriminators' loss",
         "generator_total": "generator's loss",
@@ -109,8 +110,7 @@ class Config(ModelConfig):
         if self.adversarial and frames <= self.clip_length:
             raise ConfigError(
                 f"training.frames is {frames}, but discriminators see model.clip_length, "
-                f"{self.clip_length}, of the frames after the first: raise the one or lower the "
-                "other"
+                f"{self.clip_length}, of the frames after the first: raise it or lower clip_length"
             )
 
     def build(self, shape: VideoShape) -> "SAVP":

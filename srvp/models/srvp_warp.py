@@ -104,6 +104,11 @@ class SRVPWarp(SRVP):
         # The networks of SRVP, but for encodings that the places join, and frames of few cells.
         seen, glance = config.nhx + 4 * config.layers, VideoShape(shape.channels, layers.CELLS)
         super().__init__(replace(config, nhx=seen), glance)
+        if 7 * config.window >= 8 * shape.size:
+            raise ConfigError(
+                f"window is {config.window}, but frames have {shape.size} pixels: expected less "
+                f"than {8 * shape.size / 7:.0f}, so that layers have room to move"
+            )
         self.config, self.shape, c = config, shape, config
         self.encoder = networks.ENCODERS[c.architecture](glance, c.nf, c.nhx)
         networks.init_convolutions(self.encoder)

@@ -61,6 +61,7 @@ States = list[State] | None  # of the LSTMs; None before the first frame
 class Config(ModelConfig):
     """Variant and training, by default those of the public code."""
 
+    takes_actions = True
     terms = {"mse": "squared error per pixel", "kl": "KL of z per cell (nats)"}  # noqa: RUF012
     conditioning_frames: Count  # P: in training, the first P frames are always true ones
     posterior_frames: Count  # T: frames that the posterior sees, as many as training.frames

@@ -9,6 +9,7 @@ import pandas as pd
 from safetensors.numpy import load_file
 
 from srvp.evaluation.forecasts import COLUMNS
+from srvp.evaluation.references import REFERENCES
 from srvp.experiment import load_params
 from srvp.report.table import mark_other_counts, models_first, read_results, sample_count
 
@@ -59,12 +60,15 @@ def system_labels(runs: Path, experiments: list[str], params: Path) -> dict[str,
 
 
 def joint_curves(runs: Path, experiments: list[str]) -> pd.DataFrame:
-    """Return the metrics frame by frame of some runs, then those of the baselines they share."""
+    """Return the metrics frame by frame of some runs, then those of the baselines they share.
+
+    Every model is there once, without its other options of prediction.
+    """
     tables = []
     for name in experiments:
         protocol = read_results(runs / name / "protocol.json")
         about = protocol["data"]["dataset"], protocol["evaluation"]["samples"]
-        curves = pd.read_csv(runs / name / "curves.csv")
+        curves = _first_option(pd.read_csv(runs / name / "curves.csv"), name)
         tables.append(curves.assign(dataset=about[0], samples=about[1]))
     curves = mark_other_counts(pd.concat(tables, ignore_index=True), "predictor")
     curves = curves.drop(columns=["dataset", "samples"])
@@ -76,12 +80,17 @@ def joint_forecasts(runs: Path, experiments: list[str]) -> pd.DataFrame:
 
     Runs that were evaluated without the energy score, or by an older version, have none.
     """
-    files = [runs / name / "forecasts.csv" for name in experiments]
-    tables = [pd.read_csv(file) for file in files if file.is_file()]
+    files = {name: runs / name / "forecasts.csv" for name in experiments}
+    found = {name: pd.read_csv(file) for name, file in files.items() if file.is_file()}
+    tables = [_first_option(table, name) for name, table in found.items()]
     if not tables:
         return pd.DataFrame(columns=COLUMNS)
     forecasts = pd.concat(tables).drop_duplicates(["predictor", "measure", "at"])
     return models_first(forecasts, "predictor")
+
+
+def _first_option(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    return table[table["predictor"].isin([name, *REFERENCES])]
 
 
 def best_futures(

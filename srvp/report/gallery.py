@@ -18,7 +18,7 @@ CAPTIONS = {
     "comparison": "The models on the same test clips: the best sample of each.",
     "samples": "Best, random and worst of the sampled futures.",
     "metric_curves": "Metrics frame by frame, best samples, with 95 % intervals over clips.",
-    "reliability": "Is the spread of the futures honest? Below 1, and with a U: overconfident.",
+    "reliability": "Is the spread honest? Below 1, or with a tall right end: overconfident.",
     "best_of": "What the best of N samples pays for luck; dotted, the mean of the samples.",
     "diversity": "Where the futures of one clip differ.",
     "frame_rates": "One future at several frame rates; frames between whole times in blue.",

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from srvp.data.sets import SETS
-from srvp.evaluation.references import PERFECT, REFERENCES
+from srvp.evaluation.references import PERFECT, PERFECT_MEAN, REFERENCES
 from srvp.experiment import load_params
 from srvp.files import atomic_write, project_root
 from srvp.metrics.table import METRICS
@@ -32,6 +32,15 @@ COLUMNS = [
     "source",
     "note",
 ]
+
+# Above the Markdown table in its file.
+NOTES = """\
+# Results
+
+Bold: measured here, with the folder of the results. 5 → 25: five frames given, 25 in all. ±: 95 %
+interval over test clips. dt = 1/2: two Euler steps per frame. The perfect model is the generator
+of the clips itself, the perfect mean the mean of its samples: [forecasts](../docs/forecasts.md).
+"""
 
 
 def experiments_to_report(params: Path) -> list[str]:
@@ -70,7 +79,7 @@ def models_first(table: pd.DataFrame, column: str) -> pd.DataFrame:
     order = {name: i for i, name in enumerate(REFERENCES)}
     return table.sort_values(
         column,
-        key=lambda names: names.map(lambda name: order.get(name.split(" (best of")[0], -1)),
+        key=lambda names: names.map(lambda name: order.get(name.partition(" (")[0], -1)),
         kind="stable",
         ignore_index=True,
     )
@@ -85,9 +94,11 @@ def mark_other_counts(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """
     models = ~table[column].isin(REFERENCES)
     usual = table[models].groupby("dataset")["samples"].agg(lambda counts: counts.mode().max())
-    sampled = models | (table[column] == PERFECT)
+    sampled = models | table[column].isin([PERFECT, PERFECT_MEAN])
     other = sampled & (table["samples"] != table["dataset"].map(usual))
-    marked = table[column] + " (" + table["samples"].map(sample_count) + ")"
+    counts = table["samples"].map(sample_count)
+    counts = counts.mask(table[column] == PERFECT_MEAN, counts.str.removeprefix("best "))
+    marked = table[column] + " (" + counts + ")"
     return table.assign(**{column: table[column].mask(other, marked)})
 
 
@@ -106,8 +117,8 @@ def _our_rows(folder: Path) -> pd.DataFrame:
     rows = []
     for predictor, values in read_results(folder / "metrics.json").items():
         many = predictor == PERFECT or predictor not in REFERENCES
-        samples = evaluation["samples"] if many else 1
-        counts = f"{sample_count(samples)}, {data['test_videos']} videos"
+        samples = evaluation["samples"]
+        counts = f"{sample_count(samples if many else 1)}, {data['test_videos']} videos"
         rows.append(
             {
                 "dataset": SETS[data["dataset"]].title,
@@ -190,4 +201,4 @@ def write_table(table: pd.DataFrame, folder: Path) -> None:
     with atomic_write(folder / "table.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
     with atomic_write(folder / "table.md") as temporary:
-        temporary.write_text(markdown(table), encoding="utf-8")
+        temporary.write_text(f"{NOTES}\n{markdown(table)}", encoding="utf-8")

@@ -64,6 +64,11 @@ def any_true(condition: bool, device: torch.device) -> bool:
     return bool(mean(torch.tensor(float(condition), device=device)) > 0)
 
 
+def wait_for_all(device: torch.device) -> None:
+    """Wait until every process is here, and so has read what this one is going to change."""
+    any_true(False, device)
+
+
 def average_gradients(parameters: list[nn.Parameter]) -> None:
     """Replace gradients by their means over the processes, in one message."""
     gradients = [p.grad for p in parameters if p.grad is not None]

@@ -50,7 +50,7 @@ def train_everywhere(
         The trained model, in evaluation mode.
 
     Raises:
-        torch.multiprocessing.ProcessRaisedException: with the error of a process that failed.
+        RuntimeError: one of several processes failed; the last line of its error.
     """
     device = pick_device(experiment.training.device)
     if "RANK" in os.environ:

@@ -23,7 +23,7 @@ from srvp.training.ahead import made_ready
 from srvp.training.run import Row, Run, rate_factor
 
 CHECKPOINT_FILE = "checkpoint.pt"
-REPLACED_FILE = "checkpoint.replaced.pt"  # of other settings, until a new run is finished
+REPLACED_FILE = "checkpoint.replaced.pt"  # the one before, until the new run is finished
 LOG_POINTS = 400  # rows of loss terms in the curves of a run, at most
 CLOCK_INTERVAL = 10  # steps between two looks at the clock of a run that is bounded by minutes
 # Keys of `training` that may change when a run is resumed: they do not change the steps before.
@@ -42,7 +42,8 @@ def train(
     next call resumes it, to the same weights (on a CPU, bit for bit). A finished run is continued
     by more steps, if the learning rate of the steps that it took stays the same. After any other
     change of the data, the model or the training, or if nothing changed, a finished run begins
-    anew, and says so. The old model stays until the new one is whole.
+    anew, and says so. The old model stays until the new one is whole. The old checkpoint is set
+    aside until the new run is finished, and resumed if its settings come back before.
 
     In a group of processes (`srvp.training.launch`), each calls this with videos of its own device,
     and the first one writes and logs.
@@ -75,10 +76,12 @@ def train(
     if run.best is not None:
         run.result.load_state_dict(run.best["weights"])
     if first:
-        save_model(run.result, experiment, out / MODEL_FILE)
         with atomic_write(out / CURVES_FILE) as temporary:
             pd.DataFrame(run.history).to_csv(temporary, index=False, float_format="%.6g")
-        (out / REPLACED_FILE).unlink(missing_ok=True)
+        # Last: a model that is newer than the checkpoint says that everything is written.
+        save_model(run.result, experiment, out / MODEL_FILE)
+        if run.step == config.steps:
+            (out / REPLACED_FILE).unlink(missing_ok=True)
     return run.result.eval()
 
 
@@ -96,23 +99,68 @@ def _check_validation(videos: TrainingVideos, run: Run) -> None:
 
 
 def _resume(run: Run, path: Path, say: Callable[[str], None]) -> None:
-    """Restore the checkpoint at `path`, if there is one that the run can go on from."""
+    """Restore the checkpoint at `path`, or the one set aside, if the run can go on from it."""
+    where, aside = f"{path.parent.name}/{path.name}", path.with_name(REPLACED_FILE)
     state = read_checkpoint(path, run.device)
-    if state is None:
-        return
-    where, at = f"{path.parent.name}/{path.name}", f"step {state['step']}"
-    obstacle = obstacle_to_resuming(json.loads(state["experiment"]), state["step"], run.experiment)
-    if state["step"] == run.config.steps and path.with_name(MODEL_FILE).exists():
-        obstacle = obstacle or "the run is finished"
-    if obstacle is None:
-        say(f"{where} is at {at}: training resumes there")
+    obstacle = _obstacle(state, run.experiment)
+    finished = obstacle is None and state["step"] == run.config.steps and _model_is_written(path)
+    replaced = read_checkpoint(aside, run.device) if obstacle or finished else None
+    returns = not finished and _obstacle(replaced, run.experiment) is None
+    if returns and state is None:  # a finished run may be set aside because it is made anew
+        returns = replaced["step"] < run.config.steps
+    distributed.wait_for_all(run.device)
+    if returns:
+        other = "" if state is None else ", which is set aside until the run is finished"
+        say(f"{REPLACED_FILE} is of these settings: it takes the place of {where}{other}")
+        _swap(path, aside)
+        state, obstacle = replaced, None
+    if finished or (state is not None and obstacle):
+        _begin_anew(path, state, replaced, obstacle or "the run is finished", say)
+    elif state is not None:
+        say(f"{where} is at step {state['step']}: training resumes there")
         run.restore(state)
+
+
+def _obstacle(state: dict[str, Any] | None, experiment: Experiment) -> str | None:
+    if state is None:
+        return "there is no checkpoint"
+    return obstacle_to_resuming(json.loads(state["experiment"]), state["step"], experiment)
+
+
+def _model_is_written(checkpoint: Path) -> bool:
+    """Tell whether the model was written after the checkpoint; an older one is of another run."""
+    model = checkpoint.with_name(MODEL_FILE)
+    return model.exists() and model.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
+
+
+def _swap(path: Path, aside: Path) -> None:
+    """Let two checkpoints, of which the first may be missing, change places; a kill loses none."""
+    if distributed.rank() > 0:
         return
+    between = path.with_suffix(".swapped.pt")
+    aside.touch()  # newer than any model: its own is written anew
+    if path.exists():
+        path.replace(between)
+    aside.replace(path)
+    if between.exists():
+        between.replace(aside)
+
+
+def _begin_anew(
+    path: Path, state: dict, replaced: dict | None, obstacle: str, say: Callable[[str], None]
+) -> None:
+    """Set a checkpoint aside, unless one with more steps is: then the new run overwrites it."""
+    fate = f"the old checkpoint is now {REPLACED_FILE} until then"
+    keeps = replaced is not None and replaced["step"] > state["step"]
+    if keeps:
+        fate = f"{REPLACED_FILE}, at step {replaced['step']}, too; this checkpoint is overwritten"
+    elif replaced is not None:
+        fate += f", in the place of one at step {replaced['step']}"
     say(
-        f"{where} is at {at}, but {obstacle}: training begins at step 1; the old model stays until "
-        f"the new one is whole, the old checkpoint is now {REPLACED_FILE}"
+        f"{path.parent.name}/{path.name} is at step {state['step']}, but {obstacle}: training "
+        f"begins at step 1; the old model stays until the new one is whole, {fate}"
     )
-    if distributed.rank() == 0:
+    if not keeps and distributed.rank() == 0:
         path.replace(path.with_name(REPLACED_FILE))
 
 

@@ -173,17 +173,28 @@ class Run:
             FloatingPointError: a loss is not finite.
         """
         row = {"step": self.step, "lr": self.config.lr * rate_factor(self.config, self.step)}
-        sums = distributed.mean(torch.stack(list(self.sums.values()))).tolist()
-        row |= {n: value / self.counts[n] for n, value in zip(self.sums, sums, strict=True)}
-        for name, value in row.items():
-            if name.endswith("total") and not math.isfinite(value):
-                raise FloatingPointError(
-                    f"the loss ({name}) is {value} at step {self.step}: lower training.lr; the "
-                    "last checkpoint is kept"
-                )
+        row |= self._mean_terms()
         self.sums, self.counts = {}, {}
         self.history.append(row)
         return row
+
+    def _mean_terms(self) -> Row:
+        """Return the mean of the loss terms since the last row; the loss must be finite."""
+        if not self.sums:
+            return {}
+        sums = distributed.mean(torch.stack(list(self.sums.values()))).tolist()
+        means = {n: value / self.counts[n] for n, value in zip(self.sums, sums, strict=True)}
+        for name, value in means.items():
+            if name.endswith("total"):
+                self._check_finite(value, f"the loss ({name})")
+        return means
+
+    def _check_finite(self, value: float, what: str) -> None:
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"{what} is {value} at step {self.step}: lower training.lr; the last checkpoint is "
+                "kept"
+            )
 
     def validate(self, source: VideoSource) -> Row:
         """Append the validation scores to the curves; keep the best weights if selected."""
@@ -200,7 +211,16 @@ class Run:
     # Checkpoints.
 
     def save(self, path: Path) -> None:
-        """Write the checkpoint, atomically."""
+        """Write the checkpoint, atomically.
+
+        Raises:
+            FloatingPointError: a loss or a weight is not finite; the last checkpoint is kept.
+        """
+        self._mean_terms()
+        # A finite loss can have gradients that are not, and the next loss would tell too late.
+        sums = {name: weights.detach().sum() for name, weights in self.model.named_parameters()}
+        for name, value in zip(sums, torch.stack(list(sums.values())).tolist(), strict=True):
+            self._check_finite(value, f"the sum of the weights {name}")
         self.sums = {name: distributed.mean(value) for name, value in self.sums.items()}
         if distributed.rank() > 0:
             return

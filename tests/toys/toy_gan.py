@@ -20,6 +20,7 @@ FIRST_STEP = 3  # of training the discriminator
 class Config(ModelConfig):
     """Sizes and objective."""
 
+    takes_actions = True
     nz: Count  # size of the noise of a frame
     gan_weight: Real  # at last
     anneal_steps: Count  # over which the weight rises linearly to gan_weight

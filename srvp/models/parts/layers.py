@@ -108,19 +108,21 @@ def separate(x: Tensor, places: Tensor, n: int, rounds: int) -> tuple[Tensor, Te
     Returns:
         Contents and places.
     """
-    contents, darkest = None, x.amin()
+    contents, darkest = None, x.amin(dim=(1, 2, 3, 4), keepdim=True)  # of each clip
     for i in range(rounds):
         seen = cut(x, places, n)  # (B, T, K, C, n, n)
         if contents is None:
             # What is common: the value nearest to zero, as a layer that passes by only adds.
             contents = reduce(_nearer_to_zero, seen.unbind(dim=1))
-        contents = (contents + _unexplained(seen, contents, places).mean(dim=1)).clamp(darkest, 1)
+        contents = contents + _unexplained(seen, contents, places).mean(dim=1)
+        contents = contents.maximum(darkest).clamp(max=1)
         if 0 < i < rounds - 1:
             unexplained = _unexplained(seen, contents, places)
             places = places - _correction(unexplained, _steps(contents))
     for _ in range(SHARPENED):
         missing = x - paste(contents, places, x.shape[-1]).clamp(-1, 1)
-        contents = (contents + cut(missing, places, n).mean(dim=1)).clamp(darkest, 1)
+        contents = contents + cut(missing, places, n).mean(dim=1)
+        contents = contents.maximum(darkest).clamp(max=1)
     offset = _off_centre(contents)
     return _windows(contents, offset[:, :, None], n)[:, :, 0], places + offset[:, None]
 

@@ -1,7 +1,6 @@
 """Figures of curves: metrics frame by frame, and training step by step."""
 
 from collections.abc import Mapping
-from itertools import cycle
 from math import ceil
 from textwrap import fill
 
@@ -10,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from srvp.metrics.table import METRICS
-from srvp.report.figures.style import DASHES, WIDTH, add_curve
+from srvp.report.figures.style import WIDTH, add_curve, looks
 
 TERMS = {  # of any model
     "total": "loss",
@@ -27,12 +26,13 @@ def metric_curves(curves: pd.DataFrame) -> Figure:
         curves: columns predictor, metric, frame, mean and ci95: a run's `curves.csv`.
     """
     metrics = list(curves["metric"].unique())
+    styles = looks(curves["predictor"].unique())
     figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
     axes = figure.subplots(1, len(metrics), squeeze=False)[0]
     for metric, ax in zip(metrics, axes, strict=True):
         shown = curves[curves["metric"] == metric]
-        for (name, line), dash in zip(shown.groupby("predictor", sort=False), cycle(DASHES)):
-            add_curve(ax, line["frame"], line["mean"], line["ci95"], dash, label=name)
+        for name, line in shown.groupby("predictor", sort=False):
+            add_curve(ax, line["frame"], line["mean"], line["ci95"], label=name, **styles[name])
         ax.set(xlabel="frame", ylabel=METRICS[metric].label)
         ax.locator_params(axis="x", integer=True)
         # Equal frames score 100 dB: a frame that comes back would flatten all other curves.
@@ -83,7 +83,8 @@ def training_curves(history: pd.DataFrame, terms: Mapping[str, str]) -> Figure:
 def _add_frames(ax: Axes, history: pd.DataFrame, frames: list[str]) -> None:
     for name in frames:
         shown = history[["step", name]].dropna()
-        ax.plot(shown["step"], shown[name], ":", lw=1, label=name.removeprefix(PSNR_OF_FRAME))
-    if frames:
-        small = {"fontsize": 6, "title_fontsize": 6, "handlelength": 1.2, "columnspacing": 1}
-        ax.legend(title="frame", ncols=len(frames), frameon=False, **small)
+        (line,) = ax.plot(shown["step"], shown[name], ":", lw=1)
+        called = f"frame {name.removeprefix(PSNR_OF_FRAME)}"
+        beside = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 6}
+        for end in shown[["step", name]].tail(1).to_numpy():  # none, if nothing was validated
+            ax.annotate(called, end, **beside, color=line.get_color())

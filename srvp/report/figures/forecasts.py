@@ -4,14 +4,11 @@ All take the rows of `forecasts.csv`: columns predictor, measure, at, value and 
 `srvp.evaluation.forecasts.rows`), of one or several predictors.
 """
 
-from collections.abc import Mapping, Sequence
-from itertools import cycle
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from srvp.report.figures.style import CURVES, DASHES, OTHERS, PREDICTED, WIDTH, add_curve
+from srvp.report.figures.style import PREDICTED, WIDTH, add_curve, looks
 
 
 def reliability(forecasts: pd.DataFrame) -> Figure:
@@ -25,9 +22,8 @@ def reliability(forecasts: pd.DataFrame) -> Figure:
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(WIDTH, 2.3 + 1.2 * rows), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=[1.8, 0.5 + 1.2 * rows])
-    colors = dict(zip(names, _colors(names), strict=True))
     ax = upper.subplots()
-    _curves(ax, forecasts, "spread_skill", colors, DASHES)
+    _curves(ax, forecasts, "spread_skill", names)
     top = min(max(1.25, ax.get_ylim()[1]), 2)  # early frames of few clips have wide intervals
     ax.axhline(1, color="black", lw=0.8)
     ax.axhspan(0, 1, color=PREDICTED, alpha=0.08, lw=0)
@@ -39,7 +35,7 @@ def reliability(forecasts: pd.DataFrame) -> Figure:
     upper.legend(loc="outside upper center", ncols=columns)
     panels = lower.subplots(rows, columns, sharey=True, squeeze=False)
     for name, ax in zip(names, panels.flat, strict=False):
-        _bars(ax, forecasts, name, colors[name])
+        _bars(ax, forecasts, name, looks(names)[name]["color"])
     for ax in panels.flat[len(names) :]:
         ax.remove()
     panels[0, 0].set_ylabel("share of frames")
@@ -57,11 +53,10 @@ def best_of(forecasts: pd.DataFrame, metric: str = "psnr", label: str = "PSNR (d
     names = _predictors(forecasts, f"best_of_{metric}")
     figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
     ax = figure.subplots()
-    colors = dict(zip(names, _colors(names), strict=True))
-    _curves(ax, forecasts, f"best_of_{metric}", colors, [dash for dash in DASHES if dash != ":"])
+    _curves(ax, forecasts, f"best_of_{metric}", names, ls="-")
     means = forecasts[forecasts["measure"] == "psnr_of_mean"].groupby("predictor")["value"].mean()
     for name in names if metric == "psnr" else ():
-        ax.axhline(means[name], ls=":", color=colors[name])
+        ax.axhline(means[name], ls=":", color=looks(names)[name]["color"])
     numbers = sorted(forecasts.loc[forecasts["measure"] == f"best_of_{metric}", "at"].unique())
     ax.set(xscale="log", xlabel="N samples", ylabel=f"best of N: {label}", xticks=numbers)
     ax.set_xticklabels([f"{n:g}" for n in numbers])
@@ -75,10 +70,10 @@ def spread_and_error(forecasts: pd.DataFrame) -> Figure:
     names = _predictors(forecasts, "spread")
     figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
     ax = figure.subplots()
-    colors = dict(zip(names, _colors(names), strict=True))
-    _curves(ax, forecasts, "error", colors)
-    _curves(ax, forecasts, "spread", colors, ["--"])
+    _curves(ax, forecasts, "error", names, ls="-")
+    _curves(ax, forecasts, "spread", names, ls="--")
     ax.set(xlabel="frame", ylabel="of a pixel in [0, 1]", ylim=(0, None))
+    ax.locator_params(axis="x", integer=True)
     _legend(ax, len(names), "error of the mean; dashed: spread (diversity)")
     return figure
 
@@ -92,10 +87,11 @@ def digit_tracks(tracks: pd.DataFrame) -> Figure:
     names = list(tracks["predictor"].unique())
     figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
     axes = figure.subplots(1, 2)
-    for name, color in zip(names, _colors(names), strict=True):
+    for name, look in looks(names).items():
         line = tracks[tracks["predictor"] == name]
         for ax, column in zip(axes, ("error", "kept"), strict=True):
-            ax.plot(line["frame"], line[column], color=color, label=name)
+            ax.plot(line["frame"], line[column], label=name, color=look["color"])
+            ax.locator_params(axis="x", integer=True)
     axes[0].set(xlabel="frame", ylabel="distance of a digit (pixels)", ylim=(0, None))
     axes[1].set(xlabel="frame", ylabel="digits that keep their shape", ylim=(0, 1.02))
     axes[0].legend()
@@ -106,24 +102,12 @@ def _predictors(forecasts: pd.DataFrame, measure: str) -> list[str]:
     return list(forecasts.loc[forecasts["measure"] == measure, "predictor"].unique())
 
 
-def _colors(names: Sequence[str]) -> list[str]:
-    """Return a colour each, grey for the perfect model, which is no competitor."""
-    colors = iter(CURVES * len(names))
-    return [OTHERS if name == "perfect model" else next(colors) for name in names]
-
-
-def _curves(
-    ax: Axes,
-    forecasts: pd.DataFrame,
-    measure: str,
-    colors: Mapping[str, str],
-    dashes: Sequence[str] = "-",
-) -> None:
-    """Draw a measure of several predictors, with bands; dashes are taken in turns."""
-    shown = forecasts[forecasts["measure"] == measure]
-    for (name, color), dash in zip(colors.items(), cycle(dashes)):
-        line = shown[shown["predictor"] == name]
-        add_curve(ax, line["at"], line["value"], line["ci95"], dash, color=color, label=name)
+def _curves(ax: Axes, forecasts: pd.DataFrame, measure: str, names: list[str], **line: str) -> None:
+    """Draw a measure of several predictors, with bands."""
+    shown = forecasts[forecasts["measure"] == measure].groupby("predictor")
+    for name, look in looks(names).items():
+        rows = shown.get_group(name)
+        add_curve(ax, rows["at"], rows["value"], rows["ci95"], label=name, **(look | line))
 
 
 def _bars(ax: Axes, forecasts: pd.DataFrame, name: str, color: str) -> None:

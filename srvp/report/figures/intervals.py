@@ -20,7 +20,7 @@ def results_table(table: pd.DataFrame) -> Figure:
     """
     metrics = [metric for metric in METRICS if table[metric].notna().any()]
     blocks = list(table.groupby("dataset", sort=False))
-    figure = Figure(figsize=(WIDTH, 0.17 * len(table) + 0.55 * len(blocks)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.17 * len(table) + 0.75 * len(blocks)), layout="constrained")
     heights = [len(block) for _, block in blocks]
     axes = figure.subplots(
         len(blocks), len(metrics), sharey="row", squeeze=False, height_ratios=heights
@@ -29,8 +29,6 @@ def results_table(table: pd.DataFrame) -> Figure:
         colors = np.where(block["folder"] != "", OURS, OTHERS)
         _draw_block(block, [_label(row) for _, row in block.iterrows()], colors, line, metrics)
         line[0].set_title(dataset, loc="left")
-    for metric, ax in zip(metrics, axes[-1], strict=True):
-        ax.set_xlabel(heading(metric))
     return figure
 
 
@@ -53,8 +51,6 @@ def prediction_options(
     figure = Figure(figsize=(WIDTH, 0.25 * len(names) + 0.6), layout="constrained")
     axes = figure.subplots(1, len(metrics), sharey="row", squeeze=False)[0]
     _draw_block(table, names, [OURS] * len(names), axes, metrics)
-    for metric, ax in zip(metrics, axes, strict=True):
-        ax.set_xlabel(heading(metric))
     return figure
 
 
@@ -75,6 +71,8 @@ def _draw_block(
                 place = {"xytext": (4, 3), "textcoords": "offset points"}
                 ax.annotate(value, (row[metric], y), **place, fontsize=5, color=color)
         ax.margins(x=0.3)  # room for the values
+        ax.locator_params(axis="x", nbins=2)
+        ax.set_xlabel(heading(metric))
         if rows[metric].isna().all():
-            ax.set_xticks([])
+            ax.set_axis_off()
     axes[0].set(yticks=range(len(rows)), yticklabels=labels, ylim=(len(rows) - 0.5, -0.5))

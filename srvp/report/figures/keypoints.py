@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from srvp.report.figures.frames import image, sample_grid
-from srvp.report.figures.style import COLUMN, GIVEN, PREDICTED
+from srvp.report.figures.style import COLUMN, CURVES, GIVEN
+
+LINES = [color for color in CURVES if color != GIVEN]
 
 
 def pixels(keypoints: np.ndarray, size: int) -> np.ndarray:
@@ -62,31 +64,42 @@ def keypoint_grid(
 
 
 def keypoint_trajectories(
-    frame: np.ndarray, given: np.ndarray, futures: np.ndarray, shown: int = 4
+    frame: np.ndarray,
+    given: np.ndarray,
+    futures: np.ndarray,
+    shown: int = 4,
+    branches: int = 3,
+    ahead: int = 6,
 ) -> Figure:
-    """Draw where the strongest keypoints of a clip come from, and where its futures take them.
+    """Draw where the strongest keypoints of a clip come from, and where some futures take them.
+
+    Every keypoint has its colour in the futures, which end in dots. More or longer ones would hide
+    each other.
 
     Args:
         frame: the last given one, uint8 `(C, H, W)`.
         given: keypoints of the given frames, `(T, K, 3)`.
         futures: those of the predicted frames, `(S, frames, K, 3)`.
         shown: how many keypoints to draw.
+        branches: how many futures.
+        ahead: how many of their frames.
     """
+    futures = futures[:branches, :ahead]
     strongest = np.argsort(-given[..., 2].mean(axis=0))[:shown]
     past = pixels(given, frame.shape[-1])[:, strongest].swapaxes(0, 1)
     paths = pixels(futures, frame.shape[-1])[:, :, strongest].transpose(2, 0, 1, 3)
     figure = Figure(figsize=(COLUMN, COLUMN), layout="constrained")
     ax = figure.subplots()
     ax.imshow(image(frame // 2), cmap="gray", vmin=0, vmax=255)  # dark behind the lines
-    for start, branches in zip(past, paths, strict=True):
-        segments = [np.concatenate([start[-1:], branch]) for branch in branches]
-        ax.add_collection(LineCollection(segments, colors=PREDICTED, lw=0.8, alpha=0.6))
+    for i, (start, ends) in enumerate(zip(past, paths, strict=True)):
+        segments = [np.concatenate([start[-1:], path]) for path in ends]
+        ax.add_collection(LineCollection(segments, colors=LINES[i], lw=1))
+        ax.scatter(*ends[:, -1].T, s=12, color=LINES[i], zorder=3)
         ax.plot(*start.T, color=GIVEN, lw=2)
         ax.plot(*start[-1], "o", color=GIVEN, ms=4)
     ax.set(xticks=[], yticks=[], xlim=(-0.5, frame.shape[-1] - 0.5))
     ax.set_ylim(frame.shape[-1] - 0.5, -0.5)
-    handles = [Line2D([], [], color=color) for color in (GIVEN, PREDICTED)]
-    figure.legend(
-        handles, ["given", f"{len(futures)} futures"], loc="outside lower center", ncols=2
-    )
+    handles = [Line2D([], [], color=color) for color in (GIVEN, LINES[0])]
+    told = ["given", f"{len(futures)} futures, {futures.shape[1]} frames"]
+    figure.legend(handles, told, loc="outside lower center", ncols=2)
     return figure

@@ -49,6 +49,7 @@ def over_time(curves: Mapping[str, np.ndarray], first: float, label: str, rate: 
         half = 1.96 * values.std(axis=0, ddof=1) / len(values) ** 0.5
         add_curve(ax, frames, mean, half, label=name)
     ax.set(xlabel="frame", ylabel=label)
+    ax.locator_params(axis="x", integer=True)
     ax.set_ylim(bottom=0)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure

@@ -58,13 +58,13 @@ def residual_norms(norms: np.ndarray, bounces: np.ndarray | None = None, shown: 
             single.plot(frames[hit], norm[hit], "o", ms=4, color=line.get_color())
     marks = "" if bounces is None else "; dots: a digit bounces"
     single.set(xlabel="frame", ylabel="norm of the residual", title=f"single clips{marks}")
-    single.legend()
+    figure.legend(loc="outside upper center", ncols=shown)
     for ax in around:
         table = around_bounces(norms, bounces)
         add_curve(ax, table.index, table["mean"], table["ci95"])
-        ax.axhline(norms.mean(), ls="--", color="0.5", lw=1, label="mean of all frames")
-        ax.set(xlabel="frames after a bounce", ylabel="", title="mean, 95 % interval")
-        ax.legend()
+        ax.axhline(norms.mean(), ls="--", color="0.5", lw=1)
+        told = "mean, 95 % interval; dashed: of all frames"
+        ax.set(xlabel="frames after a bounce", ylabel="", title=told)
     return figure
 
 

@@ -1,6 +1,8 @@
 """The look of all figures: colours, sizes and fonts; and how a figure is written to files."""
 
+from collections.abc import Sequence
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageChops, ImageStat
 
+from srvp.evaluation.references import is_reference
 from srvp.files import atomic_write
 
 # Borders of frames. Green, red and blue of the colour-blind safe Okabe-Ito palette.
@@ -18,6 +21,7 @@ PREDICTED = "#d55e00"
 BETWEEN = "#0072b2"  # predicted, between whole times
 # Results in the table of all models.
 OURS, OTHERS = "#d55e00", "0.35"
+GREYS = (OTHERS, "0.65")  # of the reference predictors, which are no competitors
 
 # The same palette, and a brown.
 CURVES = [BETWEEN, "#e69f00", GIVEN, PREDICTED, "#cc79a7", "#56b4e9", "#7f4f24"]
@@ -52,9 +56,19 @@ STYLE = {
 }
 
 
-def add_curve(ax: Axes, at: Any, value: Any, half: Any, dash: str = "-", **line: Any) -> None:
+def looks(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return colour and dash of each predictor's curve: models in colours, references in greys."""
+    dashes, colors = cycle(DASHES), cycle(CURVES)
+    greys = cycle([{"color": grey, "ls": dash} for grey in GREYS for dash in DASHES])
+    return {
+        name: next(greys) if is_reference(name) else {"color": next(colors), "ls": next(dashes)}
+        for name in names
+    }
+
+
+def add_curve(ax: Axes, at: Any, value: Any, half: Any, **line: Any) -> None:
     """Draw values against `at`, and a band of plus and minus `half` around them."""
-    (drawn,) = ax.plot(at, value, dash, **line)
+    (drawn,) = ax.plot(at, value, **line)
     ax.fill_between(at, value - half, value + half, color=drawn.get_color(), alpha=0.2, lw=0)
 
 

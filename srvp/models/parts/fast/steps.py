@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @contextmanager
@@ -19,7 +20,8 @@ def statistics_of_steps(network: nn.Module, repeats: Sequence[int]) -> Iterator[
         network: whose batch norms are meant, in training.
         repeats: for each of the T steps, how many equal calls in a row move the running statistics.
     """
-    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    # Not `BatchNorm2d`: on several GPUs, they are `SyncBatchNorm`.
+    norms = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
     norms = [norm for norm in norms if norm.training]
     for norm in norms:
         norm.forward = _by_step(norm, norm.forward, repeats)
@@ -31,7 +33,7 @@ def statistics_of_steps(network: nn.Module, repeats: Sequence[int]) -> Iterator[
 
 
 def _by_step(
-    norm: nn.BatchNorm2d, normalise: Callable[[Tensor], Tensor], repeats: Sequence[int]
+    norm: _BatchNorm, normalise: Callable[[Tensor], Tensor], repeats: Sequence[int]
 ) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         momentum, results = norm.momentum, []
