@@ -79,10 +79,10 @@ def test_a_step_in_bfloat16_costs_nearly_the_same(name: str) -> None:
     torch.testing.assert_close(losses[0], losses[1], rtol=0.05, atol=0)
 
 
-def test_impossible_lengths_are_found_before_training() -> None:
+def test_impossible_lengths_are_found_before_training(blobs, tmp_path) -> None:
     for name, key in (("sv2p", "posterior_frames"), ("savp", "clip_length")):
         with pytest.raises(ValueError, match=rf"training.frames is 4, .* model.{key}"):
-            experiment(name, frames=4)
+            train(experiment(name, frames=4), blobs, tmp_path)
     larger = replace(experiment("savp").data, size=16)
     with pytest.raises(ValueError, match="SAVP needs one of"):
         Run(replace(experiment("savp"), data=larger), torch.device("cpu"))

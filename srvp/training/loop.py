@@ -63,6 +63,7 @@ def train(
         ValueError: the checkpoint is damaged, or a setting is impossible.
     """
     config, out = experiment.training, Path(out)
+    experiment.check_training()
     distributed.check_batch(config.batch_size)
     first = distributed.rank() == 0
     log = log if first else lambda row: None
