@@ -5,8 +5,8 @@ PYTHON ?= python3.11
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # On a CPU: keep freed memory rather than return it at every step (a training step took 109 ms without,
 # 74 ms with), in huge pages (5 % faster), and let waiting threads sleep after a while (on a busy machine,
-# threads that spin for ever made it 2,500 ms). An editable install in compatible mode is found from any folder: the other
-# mode loses against an empty package where Python starts beside the clone.
+# threads that spin for ever made it 2,500 ms). An editable install in compatible mode is found from any
+# folder: the other mode loses against an empty package where Python starts beside the clone.
 export MALLOC_MMAP_THRESHOLD_ := 4000000000
 export MALLOC_TRIM_THRESHOLD_ := 8000000000
 export MALLOC_TOP_PAD_ := 100000000

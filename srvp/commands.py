@@ -76,15 +76,14 @@ def evaluate(
     from srvp.evaluation.results import metrics_table
     from srvp.store import MODEL_FILE, load_model
 
-    others = {"--model": model, "--clips": clips, "--metrics": metrics, "--precision": precision}
-    others = [name for name, value in others.items() if value is not None]
-    if others and out is None:
-        raise ValueError(
-            f"{others[0]} needs --out: the results of {_run(experiment, None)} would be overwritten"
-        )
-    protocol, out = _experiment(experiment), _run(experiment, out)
+    given = {"--model": model, "--clips": clips, "--metrics": metrics, "--precision": precision}
+    other = [name for name, value in given.items() if value is not None]
+    run = _run(experiment, None)
+    if other and out is None:
+        raise ValueError(f"{other[0]} needs --out: the results of {run} would be overwritten")
+    protocol, out = _experiment(experiment), out or run
     own = out / MODEL_FILE  # of a run that was trained there
-    default = own if own.is_file() else _run(experiment, None) / MODEL_FILE
+    default = own if own.is_file() else run / MODEL_FILE
     path = _model_file(model, default)
     changes = {"metrics": metrics and tuple(metrics), "precision": precision}
     changes = {key: value for key, value in changes.items() if value is not None}

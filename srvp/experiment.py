@@ -194,7 +194,7 @@ class Experiment:
     def with_model_of(self, trained: "Experiment") -> "Experiment":
         """Return this data and protocol with the model of another experiment, under its name.
 
-        Of the entries of `evaluation.predict`, those stay whose options that model has.
+        Entries of `evaluation.predict` whose options that model lacks are left out.
 
         Raises:
             ConfigError: the model is for other frames, or needs more of them.

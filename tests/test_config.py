@@ -192,7 +192,7 @@ def test_a_protocol_gives_a_model_the_frames_that_it_needs():
 
 
 def test_a_name_in_tables_ends_with_no_comma():
-    """Of an entry whose description is empty, as a model may describe its defaults."""
+    """An entry may have no description, if a model describes its defaults so."""
     model = load_experiment(ROOT / "params.yaml", "tiny").model
     assert model.option_names("a", [{}, {}, {"euler_steps": 2}]) == ["a", "a", "a, dt = 1/2"]
 

@@ -164,6 +164,10 @@ def reference_predictors(
 REFERENCES = (PERFECT, PERFECT_MEAN, *TRIVIAL, *CONTROLS)
 
 
-def is_reference(name: str) -> bool:
-    """Whether a row of a table is of a reference, which may tell its number of samples."""
-    return name.partition(" (")[0] in REFERENCES
+def table_rank(name: str) -> int:
+    """Return the place of a row among the references; -1 is a model.
+
+    A name may tell the number of samples: `perfect model (best of 10)`.
+    """
+    name = name.partition(" (")[0]
+    return REFERENCES.index(name) if name in REFERENCES else -1

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from srvp.data.sets import SETS
-from srvp.evaluation.references import PERFECT, PERFECT_MEAN, REFERENCES
+from srvp.evaluation.references import PERFECT, PERFECT_MEAN, REFERENCES, table_rank
 from srvp.experiment import load_params
 from srvp.files import atomic_write, project_root
 from srvp.metrics.table import METRICS
@@ -76,12 +76,8 @@ def results_table(folders: list[Path], paper: Path) -> pd.DataFrame:
 
 def models_first(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """Order a table's rows: those of models, then those of the reference predictors."""
-    order = {name: i for i, name in enumerate(REFERENCES)}
     return table.sort_values(
-        column,
-        key=lambda names: names.map(lambda name: order.get(name.partition(" (")[0], -1)),
-        kind="stable",
-        ignore_index=True,
+        column, key=lambda names: names.map(table_rank), kind="stable", ignore_index=True
     )
 
 

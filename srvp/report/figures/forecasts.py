@@ -4,6 +4,8 @@ All take the rows of `forecasts.csv`: columns predictor, measure, at, value and 
 `srvp.evaluation.forecasts.rows`), of one or several predictors.
 """
 
+from collections.abc import Mapping
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,8 +24,8 @@ def reliability(forecasts: pd.DataFrame) -> Figure:
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(WIDTH, 2.3 + 1.2 * rows), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=[1.8, 0.5 + 1.2 * rows])
-    ax = upper.subplots()
-    _curves(ax, forecasts, "spread_skill", names)
+    styles, ax = looks(names), upper.subplots()
+    _curves(ax, forecasts, "spread_skill", styles)
     top = min(max(1.25, ax.get_ylim()[1]), 2)  # early frames of few clips have wide intervals
     ax.axhline(1, color="black", lw=0.8)
     ax.axhspan(0, 1, color=PREDICTED, alpha=0.08, lw=0)
@@ -35,7 +37,7 @@ def reliability(forecasts: pd.DataFrame) -> Figure:
     upper.legend(loc="outside upper center", ncols=columns)
     panels = lower.subplots(rows, columns, sharey=True, squeeze=False)
     for name, ax in zip(names, panels.flat, strict=False):
-        _bars(ax, forecasts, name, looks(names)[name]["color"])
+        _bars(ax, forecasts, name, styles[name]["color"])
     for ax in panels.flat[len(names) :]:
         ax.remove()
     panels[0, 0].set_ylabel("share of frames")
@@ -53,10 +55,11 @@ def best_of(forecasts: pd.DataFrame, metric: str = "psnr", label: str = "PSNR (d
     names = _predictors(forecasts, f"best_of_{metric}")
     figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
     ax = figure.subplots()
-    _curves(ax, forecasts, f"best_of_{metric}", names, ls="-")
+    styles = looks(names)
+    _curves(ax, forecasts, f"best_of_{metric}", styles, ls="-")
     means = forecasts[forecasts["measure"] == "psnr_of_mean"].groupby("predictor")["value"].mean()
     for name in names if metric == "psnr" else ():
-        ax.axhline(means[name], ls=":", color=looks(names)[name]["color"])
+        ax.axhline(means[name], ls=":", color=styles[name]["color"])
     numbers = sorted(forecasts.loc[forecasts["measure"] == f"best_of_{metric}", "at"].unique())
     ax.set(xscale="log", xlabel="N samples", ylabel=f"best of N: {label}", xticks=numbers)
     ax.set_xticklabels([f"{n:g}" for n in numbers])
@@ -70,8 +73,9 @@ def spread_and_error(forecasts: pd.DataFrame) -> Figure:
     names = _predictors(forecasts, "spread")
     figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
     ax = figure.subplots()
-    _curves(ax, forecasts, "error", names, ls="-")
-    _curves(ax, forecasts, "spread", names, ls="--")
+    styles = looks(names)
+    _curves(ax, forecasts, "error", styles, ls="-")
+    _curves(ax, forecasts, "spread", styles, ls="--")
     ax.set(xlabel="frame", ylabel="of a pixel in [0, 1]", ylim=(0, None))
     ax.locator_params(axis="x", integer=True)
     _legend(ax, len(names), "error of the mean; dashed: spread (diversity)")
@@ -102,10 +106,16 @@ def _predictors(forecasts: pd.DataFrame, measure: str) -> list[str]:
     return list(forecasts.loc[forecasts["measure"] == measure, "predictor"].unique())
 
 
-def _curves(ax: Axes, forecasts: pd.DataFrame, measure: str, names: list[str], **line: str) -> None:
+def _curves(
+    ax: Axes,
+    forecasts: pd.DataFrame,
+    measure: str,
+    styles: Mapping[str, dict[str, str]],
+    **line: str,
+) -> None:
     """Draw a measure of several predictors, with bands."""
     shown = forecasts[forecasts["measure"] == measure].groupby("predictor")
-    for name, look in looks(names).items():
+    for name, look in styles.items():
         rows = shown.get_group(name)
         add_curve(ax, rows["at"], rows["value"], rows["ci95"], label=name, **(look | line))
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageChops, ImageStat
 
-from srvp.evaluation.references import is_reference
+from srvp.evaluation.references import table_rank
 from srvp.files import atomic_write
 
 # Borders of frames. Green, red and blue of the colour-blind safe Okabe-Ito palette.
@@ -61,7 +61,7 @@ def looks(names: Sequence[str]) -> dict[str, dict[str, str]]:
     dashes, colors = cycle(DASHES), cycle(CURVES)
     greys = cycle([{"color": grey, "ls": dash} for grey in GREYS for dash in DASHES])
     return {
-        name: next(greys) if is_reference(name) else {"color": next(colors), "ls": next(dashes)}
+        name: next(greys) if table_rank(name) >= 0 else {"color": next(colors), "ls": next(dashes)}
         for name in names
     }
 

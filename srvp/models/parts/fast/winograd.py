@@ -95,7 +95,7 @@ class _Down(torch.autograd.Function):
         n, _, h, w = x.shape
         weights, tiles = _transform_weight(weight, x.dtype), _transform_frames(_channels_last(x))
         ctx.save_for_backward(weights, tiles if keep else None)
-        products = torch.bmm(tiles, weights.transpose(1, 2))
+        products = torch.bmm(tiles, weights.mT)
         return _inverse_maps(products, n, h // 2, w // 2).permute(0, 3, 1, 2)
 
     @staticmethod
@@ -125,7 +125,7 @@ class _Up(torch.autograd.Function):
         n, _, h, w = grad.shape
         y, tiles = None, _transform_frames(_channels_last(grad))
         if ctx.needs_input_grad[0]:
-            products = torch.bmm(tiles, weights.transpose(1, 2))
+            products = torch.bmm(tiles, weights.mT)
             y = _inverse_maps(products, n, h // 2, w // 2).permute(0, 3, 1, 2)
         of_weight = None if kept is None else _adjoint_weight(torch.bmm(kept.mT, tiles))
         return y, of_weight, None
