@@ -29,6 +29,9 @@ def results_table(table: pd.DataFrame) -> Figure:
         colors = np.where(block["folder"] != "", OURS, OTHERS)
         _draw_block(block, [_label(row) for _, row in block.iterrows()], colors, line, metrics)
         line[0].set_title(dataset, loc="left")
+        for ax in line:
+            # Columns are narrow: few ticks, with short labels.
+            ax.locator_params(axis="x", nbins=2, steps=[1, 2, 5, 10], min_n_ticks=1)
     return figure
 
 
